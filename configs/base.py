@@ -1,0 +1,105 @@
+"""Every field of a training configuration, with its unit; the other configs change a few.
+
+Sizes here are those of `small`: a Whisper-base encoder and the report's 40.7 M decoder (S).
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """The base configuration; fields may be overridden on the command line."""
+    config = ConfigDict()
+    config.name = "base"  # name of the model folder's card
+    config.seed = 0  # of initialisation, noise and the data order
+    config.stages = ("understanding", "generation")  # run in this order
+
+    config.data = data = ConfigDict()
+    data.root = ""  # folder, manifest (.csv, .jsonl) or tfds:NAME:SPLIT; "" is the bundled clips
+    data.domain_weights = dict(speech=0.4, sound=0.3, music=0.3, other=0.3)  # share of the crops
+    data.validation_percent = 3.0  # of speakers (clips where the speaker is unknown) held out
+    data.validation_batches = 8  # batches in one validation
+    data.gain_jitter_db = 6.0  # crops are scaled to unit RMS, plus or minus this
+    data.num_threads = 8  # readers
+
+    config.mesh = mesh = ConfigDict()  # devices along each axis; -1 is "the rest"
+    mesh.data = -1  # copies of the parameters
+    mesh.fsdp = 1  # parameters split, gathered when used
+    mesh.tensor = 1  # matrices split within a layer
+
+    config.encoder = encoder = ConfigDict()  # see gac_jax.models.encoder.EncoderConfig
+    encoder.width = 512  # channels of the Whisper tower
+    encoder.depth = 6  # Transformer blocks
+    encoder.num_heads = 8
+    encoder.num_mels = 80  # Whisper mel bands
+    encoder.acoustic_width = 256  # channels of the acoustic tower
+    encoder.acoustic_depth = 4  # ConvNeXt blocks
+    encoder.acoustic_mels = 128  # mel bands up to 16 kHz
+    encoder.acoustic_features = 256  # channels that the residual codebooks describe
+    encoder.remat = False  # recompute activations in the backward pass
+    encoder.dtype = "float32"  # of matmuls; "bfloat16" on accelerators
+    config.whisper = ""  # folder with pretrained Whisper weights (Hugging Face layout); "" is none
+
+    config.quantizer = quantizer = ConfigDict()  # see gac_jax.models.quantizer.QuantizerConfig
+    quantizer.width = 256  # channels of a code embedding
+    quantizer.semantic_dim = 32  # channels in which semantic codes are compared
+    quantizer.residual_dim = 32  # channels that residual codes approximate
+    quantizer.temperature = 0.25  # softness of assignments in L_info, standard deviations
+    quantizer.commitment = 0.25  # pull of features towards codes
+
+    config.decoder = decoder = ConfigDict()  # see gac_jax.models.flow_decoder.DecoderConfig
+    decoder.width = 384  # channels, a multiple of 64
+    decoder.depth = 14  # Transformer blocks
+    decoder.remat = False  # recompute activations in the backward pass
+    decoder.dtype = "float32"  # of matmuls; "bfloat16" on accelerators
+
+    config.understanding = stage = _stage()
+    stage.objective = ConfigDict()
+    stage.objective.weights = dict(  # of the loss terms; 0 leaves a term out
+        mel=1.0, feature=1.0, codes=1.0, info=0.05, confidence=0.0
+    )
+    stage.objective.rate_weights = (0.25, 0.25, 0.15, 0.15, 0.2)  # of k = 0, 1, 2, 4, 8
+    stage.objective.usage_decay = 0.9  # memory of code usage, per step
+    stage.objective.train_semantic_tower = True  # False keeps pretrained Whisper as it is
+    stage.optimizer.scales = (  # (path, factor on its updates)
+        ("encoder/semantic", 0.1),
+        ("residual_codes", 5.0),  # each code sees 1/256 of the data
+    )
+
+    config.generation = stage = _stage()
+    stage.objective = ConfigDict()
+    stage.objective.rate_weights = (0.25, 0.25, 0.15, 0.15, 0.2)  # of k = 0, 1, 2, 4, 8
+    stage.objective.drop_codes = 0.1  # share of crops without condition, for guidance
+    stage.objective.time_mean = -0.4  # of logit t; below 0 leans to the noise end
+    stage.objective.time_std = 1.0  # of logit t
+    stage.objective.companding = 0.4  # exponent e of sign(c)|c|^e
+    stage.objective.auditory_weight = 0.5  # 0: all bins alike; 1: by auditory filters per hertz
+    stage.objective.scale_steps = 200  # steps that measure the per-bin deviation
+
+    config.sampling = sampling = ConfigDict()  # defaults written into the model folder
+    sampling.steps = 16  # network evaluations of the Euler solver
+    sampling.solver = "euler"  # or "heun"
+    sampling.guidance = 1.5  # classifier-free guidance weight; 1 is none
+    sampling.storage = "float32"  # of shipped weights: float32, bfloat16 or int8
+    return config
+
+
+def _stage() -> ConfigDict:
+    stage = ConfigDict()
+    stage.steps = 300_000  # updates
+    stage.batch_size = 64  # crops over all devices
+    stage.crop_frames = 128  # code frames in a crop, 80 ms each
+    stage.ema_decay = 0.9999  # of the shipped weights, per step
+    stage.log_every = 100  # steps
+    stage.eval_every = 5_000  # steps
+    stage.save_every = 2_000  # steps
+    stage.keep = 2  # checkpoints
+    stage.max_skipped = 10  # non-finite updates in a row before the run stops
+    stage.optimizer = optimizer = ConfigDict()  # see gac_jax.training.optimizer.OptimizerConfig
+    optimizer.learning_rate = 3e-4  # peak
+    optimizer.warmup_steps = 1_000
+    optimizer.final_fraction = 0.1  # of the peak, at the last step
+    optimizer.b2 = 0.99
+    optimizer.weight_decay = 0.01
+    optimizer.clip_norm = 1.0
+    optimizer.scales = ()
+    return stage

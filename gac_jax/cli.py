@@ -1,0 +1,77 @@
+"""How every command line starts and ends: one clear line for a user's mistake, exit code 2."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from absl import app, flags, logging
+
+from gac_jax.errors import UserError
+
+
+def run(main: Callable[[], None]) -> None:
+    """Parses flags and runs `main`.
+
+    Exit codes: 0 done; 2 a mistake in flags, files or audio, told in one line on stderr;
+    130 and 143 stopped by Ctrl-C or SIGTERM.
+    """
+    # An exception, unlike a signal, lets `with` statements remove what is half written.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    logging.set_verbosity(logging.WARNING)  # --verbosity changes it
+    app.run(lambda _: _guard(main), flags_parser=_parse)
+
+
+def use_compilation_cache() -> None:
+    """Keeps compiled programs for the next run; a run that finds its own starts in seconds.
+
+    They lie in the user's cache folder, by version of JAX. A cache that is set already, for
+    instance by JAX_COMPILATION_CACHE_DIR, stays. Call it before anything is compiled.
+    """
+    import jax  # late: flags and --help work without it
+
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    folder = Path(home, "gac_jax", f"jax-{jax.__version__}")
+    # The XDG specification ignores relative paths; ~ is left where there is no home.
+    if jax.config.values["jax_compilation_cache_dir"] or not folder.is_absolute():
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return  # a cache only saves time
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def fail(*messages: str) -> None:
+    """Prints messages to stderr, one line each, and exits with code 2."""
+    for message in messages:
+        print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _parse(argv: Sequence[str]) -> list[str]:
+    try:
+        rest = flags.FLAGS(argv)
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        # config_flags lets errors of a configuration file and of its fields through as they are.
+        fail(f"{' '.join(str(error).split())} (--help lists the flags)")
+    if len(rest) > 1:
+        fail(f"unexpected argument {rest[1]!r} (--help lists the flags)")
+    return rest
+
+
+def _guard(main: Callable[[], None]) -> None:
+    try:
+        main()
+    except UserError as error:
+        fail(str(error))
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:  # the reader of our output, such as `head`, has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)

@@ -1,0 +1,386 @@
+"""The codec: waveform -> tokens -> waveform, compiled once per window shape.
+
+Clips of any length and number go through the same few programs: audio is cut into windows
+(`gac_jax.windows`), windows are grouped into batches of a fixed size, and noise is keyed by
+absolute frame index. Hence the codes of a clip do not depend on its neighbours in a batch, the
+same tokens and seed give the same audio, and memory does not grow with the length of the audio.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gac_jax import flow, model_folder, rates
+from gac_jax.bitstream import Tokens
+from gac_jax.errors import UserError
+from gac_jax.models.encoder import EncoderConfig, Features
+from gac_jax.models.flow_decoder import DecoderConfig, FlowDecoder
+from gac_jax.models.quantizer import Quantizer, QuantizerConfig
+from gac_jax.rates import FRAME_SAMPLES, MDCT_PER_FRAME, SAMPLE_RATE
+from gac_jax.signal.audio_io import AudioReader, to_mono_32k
+from gac_jax.signal.loudness import block_levels, gain_curve
+from gac_jax.signal.mdct import expand, imdct
+from gac_jax.stages.generation import init_decoder
+from gac_jax.windows import Window, cut, join, plan
+
+BUNDLED = Path(__file__).parent / "pretrained"
+GUIDANCE_INTERVAL = (0.1, 1.0)  # t on which guidance acts; at the noise end it only overshoots
+
+Blocks = Iterable[np.ndarray]  # mono float32 at 32 kHz, may be iterated over more than once
+Job = TypeVar("Job")
+
+
+class Sampling(NamedTuple):
+    """How tokens become audio.
+
+    Attributes:
+      steps: solver steps; Heun evaluates the network twice a step.
+      solver: 'euler' or 'heun'.
+      guidance: classifier-free guidance weight, 1 for none.
+      seed: of the noise, 0 .. 2^32 - 1.
+    """
+
+    steps: int
+    solver: str
+    guidance: float
+    seed: int
+
+
+def load(model: str | Path = "mini", batch_size: int = 1) -> Codec:
+    """Loads a model.
+
+    Args:
+      model: name of a model that ships with the package, or a model folder.
+      batch_size: windows computed at once; more is faster on accelerators, not on CPUs.
+
+    Raises:
+      UserError: no such model, or its files are damaged.
+    """
+    bundled = BUNDLED / str(model)
+    folder = bundled if (bundled / "config.json").is_file() else Path(model)
+    if not folder.is_dir():
+        names = ", ".join(sorted(p.parent.name for p in BUNDLED.glob("*/config.json"))) or "none"
+        raise UserError(f"{model}: no such model (bundled: {names}; or give a model folder)")
+    config, params = model_folder.load(folder)
+    try:
+        codec = Codec(config, params, batch_size)
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{folder}: config.json does not describe a model ({error})") from error
+    model_folder.check(folder, params, codec.abstract_params())
+    return codec
+
+
+class Codec:
+    """A model ready to encode and decode.
+
+    Attributes:
+      config: contents of the model's config.json.
+      batch_size: windows computed at once.
+      sample_rate: samples per second of decoded audio, 32,000.
+      frame_rate: code frames per second, 12.5.
+      frame_samples: samples in a code frame, 2,560.
+      codebook_sizes: codes of each codebook, semantic first.
+    """
+
+    sample_rate = SAMPLE_RATE
+    frame_rate = rates.FRAME_RATE
+    frame_samples = FRAME_SAMPLES
+
+    def __init__(self, config: dict[str, Any], params: dict[str, Any], batch_size: int = 1) -> None:
+        """Wraps loaded parameters; `load` is the usual way in."""
+        self.config, self.batch_size = config, batch_size
+        self._features = Features(EncoderConfig(**config["encoder"]))
+        self._quantizer = Quantizer(QuantizerConfig(**config["quantizer"]))
+        self._decoder = FlowDecoder(DecoderConfig(**config["decoder"]))
+        self._params = jax.device_put(params)
+        self.fingerprint = bytes.fromhex(config["fingerprint"])
+        quantizer = self._quantizer.config
+        self.codebook_sizes = (quantizer.semantic_size,) + (
+            quantizer.residual_size,
+        ) * quantizer.num_residual
+        self._encode_windows = jax.jit(self._encode)
+        self._decode_windows = jax.jit(self._decode, static_argnames=("solver", "guided"))
+
+    @property
+    def num_codebooks(self) -> int:
+        """Semantic and residual codebooks together."""
+        return len(self.codebook_sizes)
+
+    @property
+    def num_parameters(self) -> dict[str, int]:
+        """Parameters of each part."""
+        return {k: sum(x.size for x in jax.tree.leaves(v)) for k, v in self._params.items()}
+
+    def encode(
+        self, wave: np.ndarray, sample_rate: int = SAMPLE_RATE, kbps: float = 0.975
+    ) -> Tokens:
+        """Encodes one clip.
+
+        Args:
+          wave: (S,) or (channels, S) floats in [-1, 1]; channels are averaged.
+          sample_rate: of wave, in hertz; other rates than 32,000 are resampled.
+          kbps: 0.175 .. 0.975 in steps of 0.1.
+
+        Raises:
+          UserError: no samples, or samples that are not finite; unknown rate.
+        """
+        return self.encode_batch([wave], sample_rate, kbps)[0]
+
+    def encode_batch(
+        self, waves: Sequence[np.ndarray], sample_rate: int = SAMPLE_RATE, kbps: float = 0.975
+    ) -> list[Tokens]:
+        """Encodes clips of any lengths; each gets the codes it would get alone. See `encode`."""
+        return self.encode_streams([[to_mono_32k(w, sample_rate)] for w in waves], kbps)
+
+    def encode_file(self, path: str | Path, kbps: float = 0.975) -> Tokens:
+        """Encodes an audio file of any length and format in constant memory. See `encode`."""
+        return self.encode_streams([AudioReader(path)], kbps)[0]
+
+    def encode_streams(self, streams: Sequence[Blocks], kbps: float = 0.975) -> list[Tokens]:
+        """Encodes streams of mono 32 kHz blocks, each read twice: for its level, for its codes."""
+        num_residuals = rates.residuals_for(kbps)
+        measured = [block_levels(stream) for stream in streams]
+        plans = [plan(rates.num_frames(samples)) for _, samples in measured]
+        jobs = (
+            (window, index, piece)
+            for index, stream in enumerate(streams)
+            for window, piece in zip(
+                plans[index],
+                cut(_normalised(stream, measured[index][0]), plans[index]),
+                strict=True,
+            )
+        )
+        parts: list[list[np.ndarray]] = [[] for _ in streams]
+        for (window, index, _), codes in self._batched(jobs, lambda job: job[0], self._run_encode):
+            parts[index].append(codes[: 1 + num_residuals, window.kept])
+        return [
+            Tokens(np.concatenate(codes, axis=1), samples, levels, self.fingerprint)
+            for codes, (levels, samples) in zip(parts, measured, strict=True)
+        ]
+
+    def decode(
+        self,
+        tokens: Tokens,
+        seed: int = 0,
+        steps: int | None = None,
+        solver: str | None = None,
+        guidance: float | None = None,
+    ) -> np.ndarray:
+        """Decodes tokens.
+
+        Args:
+          tokens: made by a model with this codec's fingerprint.
+          seed: of the noise; the same seed gives the same audio.
+          steps: solver steps; None takes the model's default, as for solver and guidance.
+          solver: 'euler' or 'heun'.
+          guidance: classifier-free guidance weight, 1 for none.
+
+        Returns:
+          (num_samples,) float32 at 32 kHz.
+
+        Raises:
+          UserError: tokens of another model, or settings out of range.
+        """
+        return np.concatenate(list(self.decode_blocks(tokens, seed, steps, solver, guidance)))
+
+    def decode_blocks(
+        self,
+        tokens: Tokens,
+        seed: int = 0,
+        steps: int | None = None,
+        solver: str | None = None,
+        guidance: float | None = None,
+    ) -> Iterator[np.ndarray]:
+        """Decodes tokens piece by piece in constant memory; see `decode`."""
+        self._check(tokens)
+        sampling = self._sampling(seed, steps, solver, guidance)
+        jobs = ((window, tokens) for window in plan(tokens.num_frames))
+        results = self._batched(jobs, lambda job: job[0], partial(self._run_decode, sampling))
+        return _restored(join((job[0], wave) for job, wave in results), tokens)
+
+    def decode_batch(
+        self,
+        batch: Sequence[Tokens],
+        seed: int = 0,
+        steps: int | None = None,
+        solver: str | None = None,
+        guidance: float | None = None,
+    ) -> list[np.ndarray]:
+        """Decodes clips of any lengths and rates; each sounds as it would alone. See `decode`."""
+        for tokens in batch:
+            self._check(tokens)
+        sampling = self._sampling(seed, steps, solver, guidance)
+        jobs = (
+            (window, index, tokens)
+            for index, tokens in enumerate(batch)
+            for window in plan(tokens.num_frames)
+        )
+        run = partial(self._run_decode, sampling)
+        pieces: list[list[tuple[Window, np.ndarray]]] = [[] for _ in batch]
+        for (window, index, _), wave in self._batched(jobs, lambda job: job[0], run):
+            pieces[index].append((window, wave))
+        return [
+            np.concatenate(list(_restored(join(own), tokens)))
+            for own, tokens in zip(pieces, batch, strict=True)
+        ]
+
+    def abstract_params(self) -> Any:
+        """Shapes and types of all parameters, without computing any."""
+
+        def init() -> Any:
+            key, frames = jax.random.key(0), jnp.ones((1,), jnp.int32)
+            wave = jnp.zeros((1, FRAME_SAMPLES))
+            encoder = self._features.init(key, wave, frames)
+            features = self._features.apply(encoder, wave, frames)
+            quantizer = self._quantizer.init(key, *features, frames)
+            width = self._quantizer.config.width
+            return {
+                "encoder": encoder["params"],
+                "quantizer": quantizer["params"],
+                "decoder": init_decoder(self._decoder, width, key),
+                "spectrum": {"scale": jnp.zeros((self._decoder.config.bins,))},
+            }
+
+        return jax.eval_shape(init)
+
+    def _check(self, tokens: Tokens) -> None:
+        if tokens.fingerprint != self.fingerprint:
+            raise UserError(
+                f"these tokens were made by model {tokens.fingerprint.hex()}, but "
+                f"'{self.config['name']}' is {self.fingerprint.hex()}; decode with the model "
+                "that encoded them"
+            )
+
+    def _sampling(
+        self, seed: int, steps: int | None, solver: str | None, guidance: float | None
+    ) -> Sampling:
+        given = {"steps": steps, "solver": solver, "guidance": guidance}
+        chosen = {k: self.config["sampling"][k] if v is None else v for k, v in given.items()}
+        sampling = Sampling(seed=seed, **chosen)
+        if not 1 <= sampling.steps <= 1000:
+            raise UserError(f"steps must be 1 .. 1000, not {sampling.steps}")
+        if sampling.solver not in flow.SOLVERS:
+            raise UserError(f"solver must be {' or '.join(flow.SOLVERS)}, not {sampling.solver!r}")
+        if not 0.0 <= sampling.guidance <= 20.0:
+            raise UserError(f"guidance must be 0 .. 20, not {sampling.guidance}")
+        if not 0 <= seed < 2**32:
+            raise UserError(f"seed must be 0 .. 2^32 - 1, not {seed}")
+        return sampling
+
+    def _batched(
+        self,
+        jobs: Iterable[Job],
+        window_of: Callable[[Job], Window],
+        run: Callable[[list[Job], int], np.ndarray],
+    ) -> Iterator[tuple[Job, np.ndarray]]:
+        """Runs jobs in order, in batches of one bucket; yields each job with its result."""
+        group: list[Job] = []
+        for job in jobs:
+            bucket = window_of(job).bucket
+            if group and (
+                len(group) == self.batch_size or window_of(group[0]).bucket != bucket
+            ):
+                yield from zip(group, run(group, window_of(group[0]).bucket), strict=False)
+                group = []
+            group.append(job)
+        if group:
+            yield from zip(group, run(group, window_of(group[0]).bucket), strict=False)
+
+    def _run_encode(self, jobs: list[tuple[Window, int, np.ndarray]], bucket: int) -> np.ndarray:
+        waves = np.zeros((self.batch_size, bucket * FRAME_SAMPLES), np.float32)
+        frames = np.zeros((self.batch_size,), np.int32)
+        for row, (window, _, piece) in enumerate(jobs):
+            waves[row], frames[row] = piece, window.frames
+        return np.asarray(self._encode_windows(self._params, waves, frames))
+
+    def _run_decode(self, sampling: Sampling, jobs: list[Any], bucket: int) -> np.ndarray:
+        codes = np.zeros((self.batch_size, self.num_codebooks, bucket), np.int32)
+        rate, frames, start = np.zeros((3, self.batch_size), np.int32)
+        for row, job in enumerate(jobs):
+            window, tokens = job[0], job[-1]
+            codes[row, : tokens.codes.shape[0], : window.frames] = tokens.codes[
+                :, window.start : window.end
+            ]
+            rate[row], frames[row] = tokens.num_residuals, window.frames
+            start[row] = window.start * MDCT_PER_FRAME
+        wave = self._decode_windows(
+            self._params, codes, rate, frames, start, np.uint32(sampling.seed),
+            flow.time_grid(sampling.steps), np.float32(sampling.guidance),
+            solver=sampling.solver, guided=sampling.guidance != 1.0,
+        )
+        return np.asarray(wave)
+
+    def _encode(self, params: Any, wave: jax.Array, frames: jax.Array) -> jax.Array:
+        """(B, bucket * 2560) samples to (B, K, bucket) codes."""
+        semantic, acoustic = self._features.apply({"params": params["encoder"]}, wave, frames)
+        return self._quantizer.apply(
+            {"params": params["quantizer"]}, semantic, acoustic, frames, method="codes"
+        )
+
+    def _decode(
+        self,
+        params: Any,
+        codes: jax.Array,
+        rate: jax.Array,
+        frames: jax.Array,
+        start: jax.Array,
+        seed: jax.Array,
+        times: jax.Array,
+        guidance: jax.Array,
+        solver: str,
+        guided: bool,
+    ) -> jax.Array:
+        """(B, K, bucket) codes to (B, bucket * 2560) samples: Eq. 11, then the inverse MDCT."""
+        decoder, variables = self._decoder, {"params": params["decoder"]}
+        embedding = self._quantizer.apply(
+            {"params": params["quantizer"]}, codes, rate, method="embed"
+        )
+
+        def condition(keep: bool) -> jax.Array:
+            kept = jnp.full(rate.shape, keep)
+            return decoder.apply(variables, embedding, rate, kept, frames, method="condition")
+
+        def field(signal: jax.Array, frames: jax.Array, x: jax.Array, t: jax.Array) -> jax.Array:
+            t = jnp.broadcast_to(t, (x.shape[0],))
+            return flow.velocity(decoder.apply(variables, x, t, signal, frames), x, t)
+
+        with_codes = condition(True)
+        velocity_fn = partial(field, with_codes, frames)
+        if guided:
+            both_signals = jnp.concatenate([with_codes, condition(False)])
+            twice = partial(field, both_signals, jnp.concatenate([frames, frames]))
+
+            def both(x: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array]:
+                conditional, unconditional = jnp.split(twice(jnp.concatenate([x, x]), t), 2)
+                return conditional, unconditional
+
+            velocity_fn = flow.guided(velocity_fn, both, guidance, GUIDANCE_INTERVAL)
+        length = codes.shape[2] * MDCT_PER_FRAME
+        noise = flow.frame_noise(seed, start, length, decoder.config.bins)
+        spectrum = flow.solve(velocity_fn, noise, times, solver) * params["spectrum"]["scale"]
+        return imdct(expand(spectrum, self.config["companding"]), frames * MDCT_PER_FRAME)
+
+
+def _normalised(stream: Blocks, levels: np.ndarray) -> Iterator[np.ndarray]:
+    """Divides blocks by the loudness curve; digital silence stays zero."""
+    position = 0
+    for block in stream:
+        gain = gain_curve(levels, position, block.size)
+        yield np.divide(block, gain, out=np.zeros_like(block), where=gain > 0)
+        position += block.size
+
+
+def _restored(blocks: Iterable[np.ndarray], tokens: Tokens) -> Iterator[np.ndarray]:
+    """Gives decoded blocks their loudness back and ends at the last sample."""
+    position = 0
+    for block in blocks:
+        block = block[: tokens.num_samples - position]
+        yield block * gain_curve(tokens.levels, position, block.size)
+        position += block.size

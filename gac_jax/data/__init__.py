@@ -1,0 +1,1 @@
+"""Training data: clips on disk, random crops of them, and streams of batches."""

@@ -1,0 +1,146 @@
+"""A model as a folder: config.json, weights.safetensors and README.md (its card).
+
+The folder is all that `gac_jax.load` needs. Weights are stored as float32, bfloat16 or int8
+(matrices with one float32 scale per output channel; biases and norms stay float32) and always
+loaded as float32. The fingerprint is a digest of everything that gives codes their meaning:
+encoder, quantiser and their configuration, but not the decoder, so that decoders of any size
+trained on one frozen encoder read each other's files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import flax.traverse_util
+import jax.numpy as jnp
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from gac_jax.errors import UserError
+
+FORMAT = 1
+STORAGE = ("float32", "bfloat16", "int8")
+FINGERPRINTED = ("encoder", "quantizer")
+_SCALE = ":scale"
+_VECTORS = (".bias", ".scale")  # also where layers are stacked: their sizes differ widely by layer
+
+
+def save(
+    folder: Path, config: dict[str, Any], params: dict[str, Any], card: str, storage: str
+) -> bytes:
+    """Writes a model folder; an existing one is replaced only once the new one is whole.
+
+    Args:
+      folder: where to.
+      config: JSON-able; must hold the entries named in `FINGERPRINTED`.
+      params: nested dict of arrays with top-level keys encoder, quantizer, decoder, spectrum.
+      card: text of README.md.
+      storage: one of `STORAGE`.
+
+    Returns:
+      The fingerprint, 8 bytes.
+    """
+    if storage not in STORAGE:
+        raise ValueError(f"storage must be one of {STORAGE}, not {storage!r}")
+    tensors = _to_storage(_flatten(params), storage)
+    fingerprint = _fingerprint(config, tensors)
+    config = {"format": FORMAT, **config, "fingerprint": fingerprint.hex()}
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as staging:
+        draft = Path(staging, "new")
+        draft.mkdir()
+        save_file(tensors, draft / "weights.safetensors")
+        (draft / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        (draft / "README.md").write_text(card)
+        if folder.exists():
+            os.replace(folder, Path(staging, "old"))
+        os.replace(draft, folder)
+    return fingerprint
+
+
+def load(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Reads a model folder.
+
+    Returns:
+      (config, params as nested dict of float32 numpy arrays).
+
+    Raises:
+      UserError: the folder is missing, incomplete, damaged or of a later format.
+    """
+    for name in ("config.json", "weights.safetensors"):
+        if not (folder / name).is_file():
+            raise UserError(f"{folder}: no model here ({name} is missing)")
+    try:
+        config = json.loads((folder / "config.json").read_text())
+        tensors = load_file(folder / "weights.safetensors")
+    except (json.JSONDecodeError, UnicodeDecodeError, SafetensorError) as error:
+        raise UserError(f"{folder}: damaged model ({error})") from error
+    if not isinstance(config, dict):
+        raise UserError(f"{folder}: damaged model (config.json is not an object)")
+    if config.get("format") != FORMAT:
+        raise UserError(
+            f"{folder}: model format {config.get('format')}, this program reads {FORMAT}"
+        )
+    return config, flax.traverse_util.unflatten_dict(_from_storage(tensors), sep=".")
+
+
+def check(folder: Path, params: dict[str, Any], expected: dict[str, Any]) -> None:
+    """Compares the tensors of a folder with what its config calls for.
+
+    Raises:
+      UserError: names the first tensor that is missing, left over or of another shape.
+    """
+    found = {k: v.shape for k, v in _flatten(params).items()}
+    wanted = {k: v.shape for k, v in _flatten(expected).items()}
+    for name in sorted(found.keys() | wanted.keys()):
+        if found.get(name) != wanted.get(name):
+            raise UserError(
+                f"{folder}: weights do not fit config.json: {name} is "
+                f"{found.get(name, 'missing')}, should be {wanted.get(name, 'absent')}"
+            )
+
+
+def _flatten(params: dict[str, Any]) -> dict[str, Any]:
+    return flax.traverse_util.flatten_dict(params, sep=".")
+
+
+def _to_storage(tensors: dict[str, Any], storage: str) -> dict[str, np.ndarray]:
+    stored: dict[str, np.ndarray] = {}
+    for name, value in tensors.items():
+        array = np.asarray(value, np.float32, order="C")  # safetensors ignores strides
+        if storage == "int8" and array.ndim >= 2 and not name.endswith(_VECTORS):
+            stored[name], stored[name + _SCALE] = _quantize(array)
+        else:
+            stored[name] = array if storage != "bfloat16" else array.astype(jnp.bfloat16)
+    return stored
+
+
+def _from_storage(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {
+        name: array.astype(np.float32) * tensors.get(name + _SCALE, np.float32(1.0))
+        for name, array in tensors.items()
+        if not name.endswith(_SCALE)
+    }
+
+
+def _quantize(array: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Symmetric int8 with one scale per index of every axis but the second to last."""
+    scale = np.max(np.abs(array), axis=-2, keepdims=True) / 127.0
+    scale = np.where(scale == 0.0, 1.0, scale).astype(np.float32)
+    return np.round(array / scale).astype(np.int8), scale
+
+
+def _fingerprint(config: dict[str, Any], tensors: dict[str, np.ndarray]) -> bytes:
+    digest = hashlib.sha256()
+    digest.update(json.dumps([config[k] for k in FINGERPRINTED], sort_keys=True).encode())
+    for name in sorted(tensors):
+        if name.split(".")[0] in FINGERPRINTED:
+            digest.update(name.encode())
+            digest.update(np.ascontiguousarray(tensors[name]).tobytes())
+    return digest.digest()[:8]

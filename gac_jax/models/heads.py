@@ -1,0 +1,52 @@
+"""Heads that exist only while the encoder trains: they read from the codes what must be in them."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+
+from gac_jax.models.layers import ConvNeXtBlock, dense
+
+
+class MelHead(nn.Module):
+    """Reconstructs the 50 Hz log-mel from code embeddings, so that codes learn acoustics.
+
+    Attributes:
+      num_mels: M.
+      frames_per_code: mel frames in one code frame.
+      width: channels.
+      depth: ConvNeXt blocks.
+    """
+
+    num_mels: int
+    frames_per_code: int = 4
+    width: int = 256
+    depth: int = 2
+
+    @nn.compact
+    def __call__(self, embedding: jax.Array, valid: jax.Array) -> jax.Array:
+        """Maps (B, N, C), with valid (B, 4 N), to (B, 4 N, M)."""
+        batch, codes, _ = embedding.shape
+        x = dense(self.frames_per_code * self.width, name="unfold")(embedding)
+        x = x.reshape(batch, codes * self.frames_per_code, self.width)
+        for i in range(self.depth):
+            x = ConvNeXtBlock(name=f"block_{i}")(x, valid)
+        return dense(self.num_mels, name="output")(nn.LayerNorm(name="norm")(x))
+
+
+class FeatureHead(nn.Module):
+    """Predicts the encoder's own feature before quantisation from the semantic code alone.
+
+    Attributes:
+      features: channels of the feature.
+      width: hidden channels.
+    """
+
+    features: int
+    width: int = 1024
+
+    @nn.compact
+    def __call__(self, embedding: jax.Array) -> jax.Array:
+        """Maps (B, N, C) to (B, N, features)."""
+        hidden = nn.gelu(dense(self.width, name="expand")(embedding))
+        return dense(self.features, name="output")(hidden)

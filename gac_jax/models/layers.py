@@ -1,0 +1,133 @@
+"""Building blocks shared by the encoder and the flow decoder."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+
+def dense(features: int, **kwargs: Any) -> nn.Dense:
+    """`nn.Dense` that multiplies plain matrices.
+
+    The backward pass of a dense layer contracts all leading axes; XLA's CPU backend is more than
+    twice as fast when there is only one of them. Accelerators do not care.
+    """
+    return nn.Dense(features, dot_general=_flat_dot_general, **kwargs)
+
+
+def _flat_dot_general(
+    x: jax.Array, kernel: jax.Array, dimensions: object, **kwargs: Any
+) -> jax.Array:
+    del dimensions  # nn.Dense always contracts the last axis of x with the first of kernel
+    flat = jax.lax.dot_general(
+        x.reshape(-1, x.shape[-1]), kernel, (((1,), (0,)), ((), ())), **kwargs
+    )
+    return flat.reshape(*x.shape[:-1], kernel.shape[-1])
+
+
+def sinusoids(positions: jax.Array, width: int, max_period: float = 10_000.0) -> jax.Array:
+    """Sinusoidal embedding, first half sines and second half cosines (Whisper's layout).
+
+    Args:
+      positions: any shape, float.
+      width: even number of channels.
+      max_period: longest wavelength divided by 2 pi.
+
+    Returns:
+      positions.shape + (width,), float32.
+    """
+    half = width // 2
+    step = jnp.log(max_period) / (half - 1)
+    rates = jnp.exp(-step * jnp.arange(half, dtype=jnp.float32))
+    angles = positions[..., None].astype(jnp.float32) * jnp.expand_dims(
+        rates, tuple(range(positions.ndim))
+    )
+    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+
+
+def rotary(x: jax.Array) -> jax.Array:
+    """Rotates query or key pairs by their position (RoPE, rotate-half layout).
+
+    Args:
+      x: (B, T, H, C) with even C.
+
+    Returns:
+      Same shape and dtype; inner products then depend on relative position only.
+    """
+    _, length, _, channels = x.shape
+    half = channels // 2
+    rates = 10_000.0 ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    angles = jnp.arange(length, dtype=jnp.float32)[:, None] * rates[None, :]
+    cos = jnp.cos(angles).astype(x.dtype)[None, :, None, :]
+    sin = jnp.sin(angles).astype(x.dtype)[None, :, None, :]
+    a, b = x[..., :half], x[..., half:]
+    return jnp.concatenate([a * cos - b * sin, a * sin + b * cos], axis=-1)
+
+
+def attend(query: jax.Array, key: jax.Array, value: jax.Array, valid: jax.Array) -> jax.Array:
+    """Full attention over the valid frames of each row.
+
+    Args:
+      query: (B, T, H, C), like key and value; softmax runs in float32.
+      key: see query.
+      value: see query.
+      valid: (B, T) bool, False where a row is padding.
+
+    Returns:
+      (B, T, H, C).
+    """
+    return jax.nn.dot_product_attention(query, key, value, mask=valid[:, None, None, :])
+
+
+def normalise(x: jax.Array) -> jax.Array:
+    """LayerNorm over the last axis without an affine map (adaLN supplies it), in float32."""
+    h = x.astype(jnp.float32)
+    h = h - jnp.mean(h, axis=-1, keepdims=True)
+    h = h * jax.lax.rsqrt(jnp.mean(jnp.square(h), axis=-1, keepdims=True) + 1e-6)
+    return h.astype(x.dtype)
+
+
+class DepthwiseConv(nn.Module):
+    """Depthwise 1-D convolution, 'same' padding.
+
+    Written as shifted multiply-adds: the grouped convolution of XLA's CPU backend made
+    training steps several times slower.
+    """
+
+    kernel_size: int = 7
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps (B, T, D) to (B, T, D)."""
+        length, width = x.shape[1:]
+        init = nn.initializers.variance_scaling(1.0, "fan_in", "normal", in_axis=0, out_axis=1)
+        kernel = self.param("kernel", init, (self.kernel_size, width)).astype(self.dtype)
+        bias = self.param("bias", nn.initializers.zeros, (width,)).astype(self.dtype)
+        reach = self.kernel_size // 2
+        padded = jnp.pad(x.astype(self.dtype), ((0, 0), (reach, reach), (0, 0)))
+        taps = (
+            padded[:, i : i + length] * kernel[i][None, None] for i in range(self.kernel_size)
+        )
+        return sum(taps, start=bias[None, None])
+
+
+class ConvNeXtBlock(nn.Module):
+    """Depthwise convolution and a pointwise MLP on a residual path (Liu et al., 2022)."""
+
+    expansion: int = 4
+    kernel_size: int = 7
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, valid: jax.Array) -> jax.Array:
+        """Maps x (B, T, D) to (B, T, D); padding frames (valid False) count as zeros."""
+        width = x.shape[-1]
+        h = jnp.where(valid[..., None], x, jnp.zeros_like(x))
+        h = DepthwiseConv(self.kernel_size, self.dtype, name="depthwise")(h)
+        h = nn.LayerNorm(dtype=self.dtype, name="norm")(h)
+        h = nn.gelu(dense(self.expansion * width, dtype=self.dtype, name="expand")(h))
+        return x + dense(width, dtype=self.dtype, name="project")(h)

@@ -1,0 +1,258 @@
+"""The quantiser: one semantic codebook of 2^14 and eight residual codebooks of 2^8.
+
+The semantic codebook is SimVQ (Zhu et al., 2024): a frozen random basis seen through a learned
+linear map, so that every code moves with every gradient and none dies. The residual codebooks
+(residual VQ, Zeghidour et al., 2021) describe the acoustic feature, one after the other, after
+the semantic code has explained what it can. Gradients pass quantisation by the rotation trick
+(Fifty et al., 2024).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from gac_jax.models.layers import dense, normalise
+
+
+@dataclasses.dataclass(frozen=True)
+class QuantizerConfig:
+    """Codebook sizes.
+
+    Attributes:
+      width: channels C of the code embeddings that the decoder sees.
+      semantic_size: codes of the semantic codebook, 2^14.
+      semantic_dim: channels in which semantic codes are compared, as unit vectors.
+      num_residual: R residual codebooks.
+      residual_size: codes of one residual codebook, 2^8.
+      residual_dim: channels of the acoustic feature that residual codes approximate; few, so that
+        8 bits a codebook go a long way.
+      temperature: softness of the assignments that L_info sees, in standard deviations of a
+        point's squared distances to all codes.
+      commitment: weight of the pull of features towards codes against codes towards features.
+    """
+
+    width: int = 256
+    semantic_size: int = 16_384
+    semantic_dim: int = 32
+    num_residual: int = 8
+    residual_size: int = 256
+    residual_dim: int = 32
+    temperature: float = 0.25
+    commitment: float = 0.25
+
+
+class Assignment(NamedTuple):
+    """Points x (B, N, d) assigned to a codebook.
+
+    Attributes:
+      codes: (B, N) int32, nearest code.
+      points: (B, N, d) the codes' vectors; gradients pass to x by the rotation trick.
+      loss: () codebook and commitment loss per valid frame, relative to the power of x.
+      usage: (size,) mean soft assignment over the valid frames, differentiable.
+      confidence: () mean of log size - H(p(z|x)), the literal second term of Eq. 9, in nats.
+    """
+
+    codes: jax.Array
+    points: jax.Array
+    loss: jax.Array
+    usage: jax.Array
+    confidence: jax.Array
+
+
+class Quantized(NamedTuple):
+    """A quantised batch, with what the losses need.
+
+    Attributes:
+      codes: (B, 1 + R, N) int32.
+      semantic: (B, N, C) embedding of the semantic code, differentiable.
+      residuals: (R, B, N, C) embedding of each residual code, differentiable.
+      loss: () codebook and commitment losses, averaged over codebooks.
+      semantic_usage: (semantic_size,) mean soft assignment.
+      residual_usage: (R, residual_size) mean soft assignments.
+      confidence: () see `Assignment`, of the semantic codebook.
+    """
+
+    codes: jax.Array
+    semantic: jax.Array
+    residuals: jax.Array
+    loss: jax.Array
+    semantic_usage: jax.Array
+    residual_usage: jax.Array
+    confidence: jax.Array
+
+    def embedding(self, rate: jax.Array) -> jax.Array:
+        """(B, N, C): the semantic embedding plus the first rate (B,) residual ones."""
+        return self.semantic + _sum_first(self.residuals, rate)
+
+
+class Quantizer(nn.Module):
+    """Features to codes, and codes to embeddings."""
+
+    config: QuantizerConfig
+
+    def setup(self) -> None:
+        config = self.config
+        normal = nn.initializers.normal
+        self.semantic_in = dense(config.semantic_dim)
+        self.basis = self.param(
+            "basis", normal(1.0), (config.semantic_size, config.semantic_dim)
+        )
+        self.basis_map = dense(config.semantic_dim, use_bias=False)
+        self.semantic_out = dense(config.width)
+        # Unit columns on a normalised feature fix the scale that the codes live on: commitment
+        # would shrink it without end.
+        self.acoustic_in = nn.WeightNorm(dense(config.residual_dim), use_scale=False)
+        self.explained = dense(config.residual_dim)
+        self.residual_out = dense(config.width, use_bias=False)  # linear: prefixes add up
+        # Small, so that at first the most aligned code wins and all codes are in play.
+        shape = (config.num_residual, config.residual_size, config.residual_dim)
+        self.residual_codes = self.param("residual_codes", normal(0.1), shape)
+
+    def __call__(
+        self, semantic: jax.Array, acoustic: jax.Array, num_frames: jax.Array
+    ) -> Quantized:
+        """Quantises features.
+
+        Args:
+          semantic: (B, N, Ds) float32.
+          acoustic: (B, N, Da) float32.
+          num_frames: (B,) int32 valid frames; the rest counts in no loss.
+        """
+        config = self.config
+        valid = jnp.arange(semantic.shape[1])[None] < num_frames[:, None]
+        first = assign(_unit(self.semantic_in(semantic)), self._semantic_codes(), valid, config)
+        meaning = self.semantic_out(first.points)
+        target = self.acoustic_in(normalise(acoustic)) - self.explained(meaning)
+
+        def step(residual: jax.Array, codes: jax.Array) -> tuple[jax.Array, Assignment]:
+            layer = assign(residual, codes, valid, config)
+            return residual - layer.points, layer
+
+        _, rest = jax.lax.scan(step, target, self.residual_codes)
+        return Quantized(
+            codes=jnp.moveaxis(jnp.concatenate([first.codes[None], rest.codes]), 0, 1),
+            semantic=meaning,
+            residuals=self.residual_out(rest.points),
+            loss=(first.loss + jnp.sum(rest.loss)) / (1 + config.num_residual),
+            semantic_usage=first.usage,
+            residual_usage=rest.usage,
+            confidence=first.confidence,
+        )
+
+    def codes(
+        self, semantic: jax.Array, acoustic: jax.Array, num_frames: jax.Array
+    ) -> jax.Array:
+        """The codes alone, (B, 1 + R, N) int32; arguments as for a call."""
+        return self(semantic, acoustic, num_frames).codes
+
+    def embed(self, codes: jax.Array, rate: jax.Array) -> jax.Array:
+        """Embeds codes, as the receiver does.
+
+        Args:
+          codes: (B, 1 + R, N) int32; rows beyond a clip's rate are ignored.
+          rate: (B,) int32, residual codebooks to use, 0 .. R.
+
+        Returns:
+          (B, N, C) float32.
+        """
+        meaning = self.semantic_out(self._semantic_codes()[codes[:, 0]])
+        look_up = jax.vmap(lambda book, row: book[row], in_axes=(0, 1))
+        points = look_up(self.residual_codes, codes[:, 1:])
+        return meaning + _sum_first(self.residual_out(points), rate)
+
+    def _semantic_codes(self) -> jax.Array:
+        return _unit(self.basis_map(jax.lax.stop_gradient(self.basis)))
+
+
+def assign(
+    x: jax.Array, codebook: jax.Array, valid: jax.Array, config: QuantizerConfig
+) -> Assignment:
+    """Assigns points to their nearest codes.
+
+    Args:
+      x: (B, N, d) float32.
+      codebook: (size, d) float32.
+      valid: (B, N) bool; other frames count neither in the loss nor in the usage.
+      config: temperature and commitment weight.
+    """
+    distance = (
+        jnp.sum(jnp.square(x), axis=-1, keepdims=True)
+        - 2.0 * jnp.einsum("bnd,kd->bnk", x, codebook, precision="highest")
+        + jnp.sum(jnp.square(codebook), axis=-1)[None, None]
+    )
+    codes = jnp.argmin(distance, axis=-1).astype(jnp.int32)
+    points = codebook[codes]
+    log_p = jax.nn.log_softmax(-_standardise(distance) / config.temperature, axis=-1)
+    p = jnp.exp(log_p)
+    confidence = jnp.log(float(codebook.shape[0])) + jnp.sum(p * log_p, axis=-1)
+    return Assignment(
+        codes=codes,
+        points=rotate(x, points),
+        loss=_quantization_loss(x, points, valid, config.commitment),
+        usage=masked_mean(p, valid),
+        confidence=masked_mean(confidence, valid),
+    )
+
+
+def rotate(x: jax.Array, target: jax.Array) -> jax.Array:
+    """Rotation trick: returns target, with the gradient of the rotation that takes x there.
+
+    Args:
+      x: (..., d) points.
+      target: (..., d) their codes; no gradient flows to them.
+
+    Returns:
+      (..., d), equal to target.
+    """
+    fixed, target = jax.lax.stop_gradient((x, target))
+    e, q = _unit(fixed), _unit(target)
+    middle = _unit(e + q)
+    scale = _norm(target) / _norm(fixed)
+    reflected = x - 2.0 * jnp.sum(x * middle, axis=-1, keepdims=True) * middle
+    rotated = scale * (reflected + 2.0 * jnp.sum(x * e, axis=-1, keepdims=True) * q)
+    # The forward value is target to the last bit, so that sender and receiver agree.
+    return rotated + jax.lax.stop_gradient(target - rotated)
+
+
+def masked_mean(values: jax.Array, valid: jax.Array) -> jax.Array:
+    """Mean of values (B, N, ...) over the frames where valid (B, N) holds; 0 if there are none."""
+    weight = valid.reshape(valid.shape + (1,) * (values.ndim - 2)).astype(values.dtype)
+    count = jnp.maximum(jnp.sum(weight), 1.0)
+    return jnp.sum(values * weight, axis=(0, 1)) / count
+
+
+def _quantization_loss(
+    x: jax.Array, points: jax.Array, valid: jax.Array, commitment: float
+) -> jax.Array:
+    fixed_x, fixed_points = jax.lax.stop_gradient((x, points))
+    codebook_error = jnp.sum(jnp.square(fixed_x - points), axis=-1)
+    commitment_error = jnp.sum(jnp.square(x - fixed_points), axis=-1)
+    power = masked_mean(jnp.sum(jnp.square(fixed_x), axis=-1), valid)
+    error = masked_mean(codebook_error + commitment * commitment_error, valid)
+    return error / (power + 1e-6)
+
+
+def _standardise(distance: jax.Array) -> jax.Array:
+    """Zero mean and unit deviation over the codes, so that one temperature fits all scales."""
+    centred = distance - jnp.mean(distance, axis=-1, keepdims=True)
+    deviation = jnp.sqrt(jnp.mean(jnp.square(centred), axis=-1, keepdims=True) + 1e-12)
+    return centred / jax.lax.stop_gradient(deviation)
+
+
+def _sum_first(residuals: jax.Array, rate: jax.Array) -> jax.Array:
+    """Sum of the first rate (B,) of residuals (R, B, N, C)."""
+    used = jnp.arange(residuals.shape[0])[:, None] < rate[None]
+    return jnp.sum(residuals * used[:, :, None, None].astype(residuals.dtype), axis=0)
+
+
+def _norm(x: jax.Array) -> jax.Array:
+    return jnp.sqrt(jnp.sum(jnp.square(x), axis=-1, keepdims=True) + 1e-12)
+
+
+def _unit(x: jax.Array) -> jax.Array:
+    return x / _norm(x)

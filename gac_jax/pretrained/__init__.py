@@ -1,0 +1,1 @@
+"""Parameters that were trained elsewhere, read from local files."""

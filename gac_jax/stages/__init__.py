@@ -1,0 +1,1 @@
+"""Training stages: each a small task object that the one training loop runs."""

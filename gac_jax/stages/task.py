@@ -1,0 +1,31 @@
+"""What the training loop asks of a stage."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import jax
+
+Params = Any  # nested dict of arrays
+Batch = dict[str, jax.Array]  # wave (B, S) f32, num_samples (B,) i32, domain (B,) i32
+Metrics = dict[str, jax.Array]  # scalars
+
+
+class Task(Protocol):
+    """A stage: pure functions of arrays, so that the loop may jit and shard them."""
+
+    name: str
+
+    def init(self, key: jax.Array) -> Params:
+        """Fresh trainable parameters."""
+        ...
+
+    def init_memory(self) -> Params:
+        """What the stage carries from step to step besides parameters (running statistics)."""
+        ...
+
+    def loss(
+        self, params: Params, frozen: Params, memory: Params, batch: Batch, key: jax.Array
+    ) -> tuple[jax.Array, tuple[Metrics, Params]]:
+        """Loss to minimise, with metrics to log and the memory after this batch."""
+        ...

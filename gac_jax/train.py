@@ -1,0 +1,38 @@
+"""Train a model: `python -m gac_jax.train --config=configs/tiny.py --workdir=DIR`.
+
+Runs every stage of the configuration, resumes where an earlier run stopped, and writes the
+finished model to DIR/model. Any field can be set on the command line, for example
+`--config.data.root=MY_AUDIO --config.generation.steps=1000`.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from absl import flags, logging
+from ml_collections import config_flags
+
+from gac_jax import cli
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration file, see configs/.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints, logs and the model.")
+flags.mark_flags_as_required(["config", "workdir"])
+
+
+def main() -> None:
+    """Trains what the flags ask for."""
+    from gac_jax.training.loop import Interrupted
+    from gac_jax.training.stages import run
+
+    logging.set_verbosity(logging.WARNING)  # orbax tells every step of every save otherwise
+    try:
+        folder = run(_CONFIG.value, Path(_WORKDIR.value))
+    except Interrupted as stop:
+        print(stop, file=sys.stderr)
+        sys.exit(143)
+    print(f"model: {folder}\ntry:   python -m gac_jax.sample --model={folder}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,128 @@
+"""From a configuration to trained stages and the model folder they end in."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from gac_jax import model_folder
+from gac_jax.data.pipeline import train_batches, validation_batches
+from gac_jax.errors import UserError
+from gac_jax.models.encoder import EncoderConfig
+from gac_jax.models.flow_decoder import DecoderConfig
+from gac_jax.models.quantizer import QuantizerConfig
+from gac_jax.pretrained.whisper import load_whisper_encoder
+from gac_jax.rates import FRAME_SAMPLES
+from gac_jax.sharding import make_mesh
+from gac_jax.stages.generation import Generation, GenerationConfig, bin_scale
+from gac_jax.stages.task import Params, Task
+from gac_jax.stages.understanding import Understanding, UnderstandingConfig
+from gac_jax.training.export import export
+from gac_jax.training.loop import LoopConfig, run_stage
+from gac_jax.training.optimizer import OptimizerConfig
+from gac_jax.training.state import TrainState
+
+MODEL = "model"  # folder, inside the workdir, of the finished model
+
+
+def run(config: ConfigDict, workdir: Path) -> Path:
+    """Runs the stages that the configuration names and writes the model folder.
+
+    Args:
+      config: as made by `configs.base`.
+      workdir: keeps checkpoints, logs and, at the end, the model.
+
+    Returns:
+      The model folder.
+
+    Raises:
+      UserError: bad configuration, data or checkpoint.
+    """
+    mesh = make_mesh(**config.mesh)
+    trained: Params = {}
+    with jax.set_mesh(mesh):
+        for name in config.stages:
+            task = build_task(name, config)
+            start = _start(name, config)
+            state = _run_stage(task, config, workdir, mesh, trained, start)
+            trained = {**trained, **_kept(name, state)}
+    return export(config, trained, workdir / MODEL)
+
+
+def build_task(name: str, config: ConfigDict) -> Task:
+    """The task object of a stage.
+
+    Raises:
+      UserError: unknown stage.
+    """
+    encoder, quantizer = EncoderConfig(**config.encoder), QuantizerConfig(**config.quantizer)
+    if name == "understanding":
+        objective = config.understanding.objective.to_dict()
+        objective["weights"] = tuple(objective["weights"].items())
+        return Understanding(UnderstandingConfig(**objective), encoder, quantizer)
+    if name == "generation":
+        objective = GenerationConfig(**config.generation.objective)
+        return Generation(objective, encoder, quantizer, DecoderConfig(**config.decoder))
+    raise UserError(f"unknown stage {name!r} in config.stages; known: understanding, generation")
+
+
+def loop_config(stage: ConfigDict, seed: int) -> LoopConfig:
+    """The part of a stage's configuration that the loop reads."""
+    names = {f.name for f in dataclasses.fields(LoopConfig)} - {"seed"}
+    return LoopConfig(seed=seed, **{name: stage[name] for name in names})
+
+
+def _run_stage(
+    task: Task, config: ConfigDict, workdir: Path, mesh: jax.sharding.Mesh, trained: Params, start: Params
+) -> TrainState:
+    stage = config[task.name]
+    crop = stage.crop_frames * FRAME_SAMPLES
+    return run_stage(
+        task=task,
+        loop=loop_config(stage, config.seed),
+        optimizer_config=OptimizerConfig(**stage.optimizer),
+        config=config.to_dict(),
+        folder=os.fspath(workdir / task.name),
+        mesh=mesh,
+        frozen={k: trained[k] for k in model_folder.FINGERPRINTED if k in trained},
+        start=start,
+        train_batches=partial(
+            train_batches, config.data, stage.batch_size, crop, config.seed,
+            process_index=jax.process_index(), process_count=jax.process_count(),
+        ),
+        validation_batches=_validation(config.data, stage.batch_size, crop),
+    )
+
+
+def _validation(
+    data: ConfigDict, batch_size: int, crop: int
+) -> Callable[[], Iterator[dict[str, np.ndarray]]]:
+    if not data.validation_percent:
+        return lambda: iter(())
+    return partial(validation_batches, data, batch_size, crop, data.validation_batches)
+
+
+def _start(stage: str, config: ConfigDict) -> Params:
+    """Pretrained parameters that a stage begins with."""
+    if stage != "understanding" or not config.whisper:
+        return {}
+    sizes, params = load_whisper_encoder(Path(config.whisper))
+    wanted = {name: config.encoder[name] for name in sizes}
+    if sizes != wanted:
+        raise UserError(f"{config.whisper}: Whisper of sizes {sizes}, but config.encoder has {wanted}")
+    return {"encoder": {"semantic": params}}
+
+
+def _kept(stage: str, state: TrainState) -> Params:
+    """What the model keeps of a finished stage: averaged weights and the spectrum's scale."""
+    if stage == "understanding":
+        return {k: state.ema[k] for k in model_folder.FINGERPRINTED}
+    return {**state.ema, "spectrum": {"scale": bin_scale(state.memory)}}

@@ -1,0 +1,116 @@
+"""How long audio is cut into windows, the same for encoder, decoder, batches and streams.
+
+A clip of up to `WINDOW` code frames is one window. Longer audio is covered by windows that
+overlap by `OVERLAP` frames. A window's shape depends on the clip's length alone, so a clip is
+always computed by the same program, whatever else is in the batch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+
+from gac_jax.rates import FRAME_SAMPLES
+
+WINDOW = 128  # code frames, 10.24 s: the longest crop the networks are trained on
+OVERLAP = 16  # code frames shared by neighbours, 1.28 s of context for both
+FADE = 2  # code frames in the middle of an overlap over which decoded audio is cross-faded
+BUCKETS = (32, 64, WINDOW)  # shapes that programs are compiled for
+
+
+@dataclasses.dataclass(frozen=True)
+class Window:
+    """A run of code frames, counted from the start of the clip.
+
+    Attributes:
+      start: first frame.
+      end: one past the last frame.
+      first: whether the clip starts here.
+      last: whether the clip ends here.
+    """
+
+    start: int
+    end: int
+    first: bool
+    last: bool
+
+    @property
+    def frames(self) -> int:
+        """Number of frames."""
+        return self.end - self.start
+
+    @property
+    def bucket(self) -> int:
+        """Frames after padding, one of `BUCKETS`."""
+        return next(size for size in BUCKETS if size >= self.frames)
+
+    @property
+    def kept(self) -> slice:
+        """Frames, counted from `start`, whose codes this window decides: half of each overlap."""
+        margin = OVERLAP // 2
+        return slice(0 if self.first else margin, self.frames - (0 if self.last else margin))
+
+
+def plan(num_frames: int) -> list[Window]:
+    """Windows that cover num_frames code frames in order."""
+    starts = range(0, max(num_frames - OVERLAP, 1), WINDOW - OVERLAP)
+    ends = [min(start + WINDOW, num_frames) for start in starts]
+    return [
+        Window(start, end, start == 0, end == num_frames)
+        for start, end in zip(starts, ends, strict=True)
+    ]
+
+
+def cut(blocks: Iterable[np.ndarray], windows: Iterable[Window]) -> Iterator[np.ndarray]:
+    """Cuts a stream of samples into windows, holding no more than one window in memory.
+
+    Args:
+      blocks: float32 arrays (n,) that follow each other.
+      windows: in order; audio is zero beyond the end of the stream.
+
+    Yields:
+      (bucket * 2560,) float32 for each window, zeros beyond its frames.
+    """
+    stream, held, offset = iter(blocks), np.zeros(0, np.float32), 0
+    for window in windows:
+        start, end = window.start * FRAME_SAMPLES, window.end * FRAME_SAMPLES
+        parts = [held[start - offset :]]
+        length = parts[0].size
+        while length < end - start and (block := next(stream, None)) is not None:
+            parts.append(block)
+            length += block.size
+        held, offset = np.concatenate(parts), start
+        samples = np.zeros(window.bucket * FRAME_SAMPLES, np.float32)
+        piece = held[: end - start]
+        samples[: piece.size] = piece
+        yield samples
+
+
+def join(pieces: Iterable[tuple[Window, np.ndarray]]) -> Iterator[np.ndarray]:
+    """Cross-fades decoded windows into one stream.
+
+    Args:
+      pieces: windows in order, each with its (bucket * 2560,) samples.
+
+    Yields:
+      float32 arrays that follow each other; together frames * 2560 samples.
+    """
+    overlap = OVERLAP * FRAME_SAMPLES
+    ramp = _ramp(overlap)
+    tail = np.zeros(0, np.float32)
+    for window, samples in pieces:
+        samples = samples[: window.frames * FRAME_SAMPLES].copy()
+        if not window.first:
+            samples[:overlap] = tail * (1.0 - ramp) + samples[:overlap] * ramp
+        ready = samples.size if window.last else samples.size - overlap
+        yield samples[:ready]
+        tail = samples[ready:]
+
+
+def _ramp(overlap: int) -> np.ndarray:
+    """0 to 1 over the middle `FADE` frames of an overlap, flat outside."""
+    fade = FADE * FRAME_SAMPLES
+    position = np.arange(overlap) - (overlap - fade) / 2
+    return np.clip((position + 0.5) / fade, 0.0, 1.0).astype(np.float32)

@@ -1,0 +1,55 @@
+"""What every test runs under: eight CPU devices, strict array rules, a shared compilation cache."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+# A command that a test starts inherits these; the settings below them it does not, so it sees the
+# one device and the lenient rules that its user sees.
+_CACHE = Path(tempfile.gettempdir()) / f"gac_jax-tests-{os.getuid()}" / f"jax-{jax.__version__}"
+for _name, _value in {
+    "jax_platforms": os.environ.get("JAX_PLATFORMS", "cpu"),
+    "jax_compilation_cache_dir": str(_CACHE),
+    "jax_persistent_cache_min_compile_time_secs": 0,
+    "jax_persistent_cache_min_entry_size_bytes": -1,
+}.items():
+    jax.config.update(_name, _value)
+    os.environ[_name.upper()] = str(_value)
+
+jax.config.update("jax_num_cpu_devices", 8)
+# A shape that broadcasts by luck, or a dtype that widens unseen, is an error here.
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skips the tests of an accelerator that JAX_PLATFORMS does not name."""
+    platforms = os.environ["JAX_PLATFORMS"].split(",")
+    for marker, platform in (("gpu", "cuda"), ("tpu", "tpu")):
+        if platform in platforms:
+            continue
+        for item in items:
+            if item.get_closest_marker(marker):
+                item.add_marker(pytest.mark.skip(reason=f"needs JAX_PLATFORMS={platform}"))
+
+
+@pytest.fixture
+def standard_promotion() -> Iterator[None]:
+    """Lenient dtype promotion, for tests that run an optax optimizer.
+
+    Adam's bias correction raises a Python float to the power of an int32 step count, which the
+    strict rules refuse.
+    """
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """A NumPy generator that starts the same in every test."""
+    return np.random.default_rng(0)

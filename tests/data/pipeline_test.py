@@ -1,0 +1,200 @@
+import contextlib
+import itertools
+from collections import Counter
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from gac_jax.data.pipeline import split, train_batches, validation_batches
+from gac_jax.data.sources import DOMAINS, Clip, open_source
+from gac_jax.errors import UserError
+
+CROP = 1_600
+
+
+def config(root, **changes):
+    data = ConfigDict(
+        dict(
+            root=str(root),
+            domain_weights=dict(speech=0.5, sound=0.25, music=0.25, other=0.25),
+            validation_percent=20.0,
+            gain_jitter_db=6.0,
+            num_threads=2,
+        )
+    )
+    data.update(changes)
+    return data
+
+
+def take(count, data, batch_size=8, seed=0, **options):
+    with contextlib.closing(train_batches(data, batch_size, CROP, seed, **options)) as batches:
+        return [next(batches) for _ in range(count)]
+
+
+def assert_same(ours, theirs):
+    assert len(ours) == len(theirs) > 0
+    for one, other in zip(ours, theirs, strict=True):
+        assert one.keys() == other.keys()
+        for name in one:
+            np.testing.assert_array_equal(one[name], other[name])
+
+
+def test_batch_is_complete_and_typed(corpus):
+    (batch,) = take(1, config(corpus))
+    assert {name: (value.shape, value.dtype.name) for name, value in batch.items()} == {
+        "wave": ((8, CROP), "float32"),
+        "num_samples": ((8,), "int32"),
+        "domain": ((8,), "int32"),
+        "clip": ((8,), "int32"),
+    }
+    clips = open_source(str(corpus)).clips
+    assert [DOMAINS[i] for i in batch["domain"]] == [clips[i].domain for i in batch["clip"]]
+
+
+def test_stream_repeats_and_depends_on_the_seed(corpus):
+    data = config(corpus)
+    assert_same(take(4, data), take(4, data))
+    orders = [[batch["clip"].tolist() for batch in take(4, data, seed=seed)] for seed in (0, 1)]
+    assert orders[0] != orders[1]
+
+
+@pytest.mark.parametrize("start", [1, 7])
+def test_resumed_stream_equals_unbroken_one(corpus, start):
+    data = config(corpus)
+    assert_same(take(3, data, start_step=start), take(start + 3, data)[start:])
+
+
+def test_number_of_threads_does_not_matter(corpus):
+    streams = [take(5, config(corpus, num_threads=threads)) for threads in (0, 1, 4)]
+    assert_same(streams[0], streams[1])
+    assert_same(streams[0], streams[2])
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_processes_share_the_batches_of_one(corpus, count):
+    data = config(corpus)
+    shares = [
+        take(3, data, process_index=index, process_count=count, start_step=2)
+        for index in range(count)
+    ]
+    joined = [
+        {
+            name: np.stack([p[name] for p in parts], 1).reshape(8, *parts[0][name].shape[1:])
+            for name in parts[0]
+        }
+        for parts in zip(*shares, strict=True)
+    ]
+    assert_same(joined, take(3, data, start_step=2))
+
+
+def test_batch_that_cannot_be_shared_is_refused(corpus):
+    with pytest.raises(ValueError, match="8 cannot be shared by 3"):
+        train_batches(config(corpus), 8, CROP, 0, process_count=3)
+
+
+def test_domains_come_by_weight_and_absent_ones_are_dropped(corpus):
+    count = Counter(
+        np.concatenate([batch["domain"] for batch in take(20, config(corpus))]).tolist()
+    )
+    assert count == {0: 80, 1: 40, 2: 40}  # "other" has a weight, but no clips
+    data = config(corpus, domain_weights=dict(speech=0.0, sound=3.0, music=1.0, other=0.0))
+    count = Counter(np.concatenate([batch["domain"] for batch in take(20, data)]).tolist())
+    assert count == {1: 120, 2: 40}
+
+
+def test_every_clip_comes_once_before_any_comes_again(corpus):
+    data = config(corpus, validation_percent=0.0)
+    drawn = np.concatenate([batch["clip"] for batch in take(12, data)])
+    speech = drawn[drawn < 12]
+    epochs = [speech[start : start + 12].tolist() for start in (0, 12, 24, 36)]
+    assert all(sorted(epoch) == list(range(12)) for epoch in epochs)
+    assert all(one != other for one, other in itertools.combinations(epochs, 2))
+
+
+def test_crops_of_a_clip_differ(corpus):
+    batches = take(12, config(corpus))
+    clips = np.concatenate([batch["clip"] for batch in batches])
+    waves = np.concatenate([batch["wave"] for batch in batches])[clips == 11]
+    assert len(waves) > 3
+    assert all((a != b).any() for a, b in itertools.combinations(waves, 2))
+
+
+def test_split_is_disjoint_by_speaker():
+    clips = [Clip(f"{i}.wav", "speech", speaker=f"voice {i % 100}") for i in range(1_000)]
+    clips += [Clip(f"sound/{i}.wav", "sound") for i in range(1_000)]
+    training, held_out = split(clips, 10.0)
+    assert sorted(training + held_out) == list(range(2_000))
+    voices = [{clips[i].speaker for i in side if i < 1_000} for side in (training, held_out)]
+    assert not voices[0] & voices[1] and len(voices[0] | voices[1]) == 100
+    assert 4 <= len(voices[1]) <= 18
+    assert 70 <= sum(i >= 1_000 for i in held_out) <= 130
+
+
+def test_split_of_a_clip_does_not_depend_on_the_others():
+    clips = [Clip(f"{i}.wav", "sound") for i in range(300)]
+    _, held_out = split(clips, 10.0)
+    _, of_reversed = split(clips[::-1], 10.0)
+    _, more = split(clips, 20.0)
+    assert {clips[::-1][i] for i in of_reversed} == {clips[i] for i in held_out}
+    assert set(held_out) < set(more)
+    assert split(clips, 0.0)[1] == [] and split(clips, 100.0)[0] == []
+    # On another machine, or in another year, the same clips are held out.
+    assert held_out[:5] == [0, 4, 14, 15, 18]
+
+
+def test_training_and_validation_share_no_clip(corpus):
+    data = config(corpus)
+    trained = {int(i) for batch in take(20, data) for i in batch["clip"]}
+    validated = {int(i) for batch in validation_batches(data, 8, CROP, 4) for i in batch["clip"]}
+    assert trained and validated and not trained & validated
+
+
+def test_validation_is_finite_and_repeats(corpus):
+    data = config(corpus)
+    first, second = (list(validation_batches(data, 8, CROP, 3)) for _ in range(2))
+    assert len(first) == 3
+    assert_same(first, second)
+    halves = [list(validation_batches(data, 8, CROP, 3, index, 2)) for index in range(2)]
+    np.testing.assert_array_equal(
+        np.stack([half[2]["clip"] for half in halves], 1).ravel(), first[2]["clip"]
+    )
+
+
+def test_validation_has_no_gain_jitter(corpus):
+    for batch in validation_batches(config(corpus), 8, CROP, 2):
+        for wave, count in zip(batch["wave"], batch["num_samples"], strict=True):
+            assert np.mean(np.square(wave[:count])) == pytest.approx(1, abs=1e-3)
+
+
+def test_validation_is_empty_when_nothing_is_held_out(corpus):
+    assert list(validation_batches(config(corpus, validation_percent=0.0), 8, CROP, 2)) == []
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [dict(validation_percent=100.0), dict(domain_weights=dict(speech=0.0, sound=0.0, music=0.0))],
+)
+def test_nothing_to_train_on_is_refused(corpus, changes):
+    data = config(corpus, **changes)
+    with pytest.raises(UserError, match="no clip to train on"):
+        train_batches(data, 8, CROP, 0)
+
+
+def test_unreadable_clips_leave_the_stream_in_step(corpus):
+    whole = take(6, config(corpus))
+    (corpus.parent / "speech" / "03.wav").write_text("not audio")
+    broken = take(6, config(corpus))
+    for one, other in zip(whole, broken, strict=True):
+        np.testing.assert_array_equal(one["clip"], other["clip"])
+        np.testing.assert_array_equal(other["num_samples"] == 0, other["clip"] == 3)
+        np.testing.assert_array_equal(
+            one["wave"][one["clip"] != 3], other["wave"][one["clip"] != 3]
+        )
+    assert any((batch["clip"] == 3).any() for batch in broken)
+
+
+def test_bundled_clips_train():
+    data = config("", validation_percent=0.0)
+    (batch,) = take(1, data)
+    assert set(batch["domain"]) == {0, 1, 2} and (batch["num_samples"] == CROP).all()

@@ -1,0 +1,136 @@
+import dataclasses
+import json
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+import soundfile
+
+from gac_jax.data.sources import CLIP_FIELDS, DOMAINS, Clip, open_source
+from gac_jax.errors import UserError
+
+
+def test_folder_lists_audio_below_it_by_name(tmp_path, write_clip):
+    for name in ("b/two.flac", "a/Music/one.wav", "speech.ogg", "a/plain.WAV"):
+        write_clip(name)
+    (tmp_path / "notes.txt").write_text("no audio")
+    source = open_source(str(tmp_path))
+    assert [(clip.path, clip.domain) for clip in source.clips] == [
+        ("a/Music/one.wav", "music"),
+        ("a/plain.WAV", "other"),
+        ("b/two.flac", "other"),
+        ("speech.ogg", "speech"),
+    ]
+    with source[0].open() as file:
+        assert file.frames == 6_400
+
+
+def test_listing_opens_no_file(tmp_path):
+    (tmp_path / "broken.wav").write_text("not audio")
+    assert len(open_source(str(tmp_path))) == 1
+
+
+def test_manifest_fields_and_types(tmp_path, write_clip):
+    write_clip("sub/x.wav")
+    row = dict(path="sub/x.wav", domain="speech", text="Hi, you", speaker="s", native_sr=16000)
+    row |= dict(bw_hz=7800.5, dur_s=0.2, label="", extra="ignored")
+    expected = Clip("sub/x.wav", "speech", text="Hi, you", speaker="s", native_sr=16000)
+    expected = dataclasses.replace(expected, bw_hz=7800.5, dur_s=0.2)
+    table = "\n".join([",".join(row), ",".join(f'"{value}"' for value in row.values())])
+    (tmp_path / "m.csv").write_text(table)
+    (tmp_path / "m.jsonl").write_text(json.dumps(row) + "\n")
+    for name in ("m.csv", "m.jsonl"):
+        clip = open_source(str(tmp_path / name))[0]
+        assert {field: getattr(clip, field) for field in CLIP_FIELDS} == {
+            field: getattr(expected, field) for field in CLIP_FIELDS
+        }
+        with clip.open() as file:  # paths are relative to the manifest
+            assert file.samplerate == 32_000
+
+
+def test_manifest_saved_by_a_spreadsheet_reads(tmp_path):
+    table = 'path,domain,text\r\na.wav,speech,"One,\r\ntwo"\r\nb.wav,sound,\r\n'
+    (tmp_path / "m.csv").write_bytes(b"\xef\xbb\xbf" + table.encode())
+    clips = open_source(str(tmp_path / "m.csv")).clips
+    assert [(clip.path, clip.text) for clip in clips] == [("a.wav", "One,\r\ntwo"), ("b.wav", "")]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("m.csv", "file,domain\nx.wav,speech", "line 2: column 'path'"),
+        ("m.csv", "path\nx.wav", "line 2: column 'domain'"),
+        ("m.csv", "path,domain\nx.wav,voice", "line 2: domain 'voice' is none of speech"),
+        ("m.csv", "path,domain,dur_s\nx.wav,speech,long", "line 2: .*'long'"),
+        ("m.csv", "path,domain\n", "lists no clips"),
+        ("m.jsonl", '{"path": "x.wav", "domain": "speech"}\n{"path"', "line 2: not a JSON object"),
+        ("m.jsonl", '{"path": "x.wav", "domain": "speech"}\n[1]', "line 2: not a JSON object"),
+        ("m.csv", b"path,domain\n\xff\xfe.wav,speech", "UTF-8"),
+        ("m.txt", "path,domain\nx.wav,speech", "ends in .csv or .jsonl"),
+    ],
+)
+def test_bad_manifest_is_named_with_its_line(tmp_path, name, text, message):
+    manifest = tmp_path / name
+    manifest.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(UserError, match=message) as caught:
+        open_source(str(manifest))
+    assert str(manifest) in str(caught.value)
+
+
+def test_folder_without_audio_is_refused(tmp_path):
+    (tmp_path / "notes.txt").write_text("no audio")
+    with pytest.raises(UserError, match="no audio files"):
+        open_source(str(tmp_path))
+
+
+def test_missing_root_is_refused(tmp_path):
+    with pytest.raises(UserError, match="nowhere: no such folder or manifest"):
+        open_source(str(tmp_path / "nowhere"))
+
+
+def test_clip_tells_a_missing_file_from_one_that_is_no_audio(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        Clip("x.wav", "speech", audio=str(tmp_path / "x.wav")).open()
+    (tmp_path / "y.wav").write_text("not audio")
+    with pytest.raises(soundfile.LibsndfileError, match="not recognised"):
+        Clip("y.wav", "speech", audio=str(tmp_path / "y.wav")).open()
+
+
+def test_clip_opens_encoded_bytes(write_clip):
+    encoded = write_clip("x.flac").read_bytes()
+    with Clip("x.flac", "speech", audio=encoded).open() as file:
+        assert (file.samplerate, file.frames) == (32_000, 6_400)
+
+
+def test_sources_can_go_to_another_process(corpus):
+    source = open_source(str(corpus))
+    assert pickle.loads(pickle.dumps(source)).clips == source.clips
+
+
+def test_bundled_clips_are_one_of_each_domain():
+    source = open_source("")
+    assert sorted(clip.domain for clip in source.clips) == ["music", "sound", "speech"]
+    for clip in source.clips:
+        with clip.open() as file:
+            assert (file.samplerate, file.channels) == (32_000, 1)
+            assert 4 * 32_000 < file.frames < 10 * 32_000
+
+
+def test_bundled_clips_are_small_and_licensed():
+    folder = Path(open_source("")[0].audio).parent
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 1_000_000
+    licences = (folder / "LICENSES.md").read_text(encoding="utf-8")
+    assert all(f"`{clip.path}`" in licences for clip in open_source("").clips)
+
+
+def test_real_manifest_reads():
+    root = Path(__file__).resolve().parents[2]
+    folder = Path(os.environ.get("GAC_CORPUS", root.parent / "shared" / "corpus"))
+    if not (folder / "manifest.csv").exists():
+        pytest.skip("needs the corpus: set GAC_CORPUS to the folder of its manifest.csv")
+    source = open_source(str(folder / "manifest.csv"))
+    assert len(source) > 1_000
+    assert {clip.domain for clip in source.clips} <= set(DOMAINS)
+    with source[0].open() as file:
+        assert file.frames / file.samplerate == pytest.approx(source[0].dur_s, abs=0.1)

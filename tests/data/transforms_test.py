@@ -1,0 +1,147 @@
+import logging
+
+import numpy as np
+import pytest
+import soundfile
+
+from gac_jax.data.sources import Clip, FileSource
+from gac_jax.data.transforms import RandomCrop, read_crop
+from gac_jax.signal.audio_io import read_audio
+
+
+def clip_of(path, domain="sound"):
+    return Clip(path.name, domain, audio=str(path))
+
+
+def crop_of(path, num_samples, gain_jitter_db=0.0, seed=0):
+    crop = RandomCrop(FileSource([clip_of(path)]), num_samples, gain_jitter_db)
+    return crop.random_map(0, np.random.default_rng(seed))
+
+
+def rms_db(wave):
+    return 10 * np.log10(np.mean(np.square(wave)))
+
+
+def test_example_is_complete_and_typed(write_clip):
+    path = write_clip("a.wav", seconds=0.2)
+    example = RandomCrop(FileSource([clip_of(path)] * 3), 1_000).random_map(
+        2, np.random.default_rng(0)
+    )
+    assert {name: (value.shape, value.dtype.name) for name, value in example.items()} == {
+        "wave": ((1_000,), "float32"),
+        "num_samples": ((), "int32"),
+        "domain": ((), "int32"),
+        "clip": ((), "int32"),
+    }
+    assert (example["num_samples"], example["domain"], example["clip"]) == (1_000, 1, 2)
+
+
+def test_short_clip_comes_first_and_zeros_follow(write_clip):
+    path = write_clip("a.wav", seconds=0.1)
+    example = crop_of(path, 5_000)
+    audio, _ = soundfile.read(path, dtype="float32")
+    assert example["num_samples"] == 3_200
+    np.testing.assert_allclose(example["wave"][:3_200], audio / np.std(audio), rtol=1e-2)
+    assert not example["wave"][3_200:].any()
+
+
+def test_crop_is_of_unit_rms_within_the_jitter(write_clip):
+    path = write_clip("a.wav", seconds=0.5)
+    assert rms_db(crop_of(path, 1_000)["wave"]) == pytest.approx(0, abs=1e-3)
+    levels = [rms_db(crop_of(path, 1_000, 6.0, seed)["wave"]) for seed in range(50)]
+    assert -6 < min(levels) < -5 and 5 < max(levels) < 6
+
+
+def test_padding_does_not_count_for_the_level(write_clip):
+    example = crop_of(write_clip("a.wav", seconds=0.1), 32_000)
+    assert rms_db(example["wave"][:3_200]) == pytest.approx(0, abs=1e-3)
+
+
+def test_pause_stays_quieter_than_speech(tmp_path):
+    soundfile.write(tmp_path / "quiet.wav", np.full(4_000, 1e-4), 32_000, subtype="FLOAT")
+    assert rms_db(crop_of(tmp_path / "quiet.wav", 1_000)["wave"]) == pytest.approx(-20, abs=0.1)
+
+
+def test_digital_silence_is_audio(tmp_path):
+    soundfile.write(tmp_path / "zero.wav", np.zeros(4_000), 32_000)
+    example = crop_of(tmp_path / "zero.wav", 1_000)
+    assert example["num_samples"] == 1_000 and not example["wave"].any()
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "opus", "mp3"])
+@pytest.mark.parametrize("rate", [48_000, 16_000])
+def test_crop_is_a_piece_of_the_whole(write_clip, suffix, rate):
+    clip = clip_of(write_clip(f"a.{suffix}", 1.0, rate, 2))
+    whole = read_audio(clip.audio)
+    for seed in range(3):
+        crop = read_crop(clip, 8_000, np.random.default_rng(seed))
+        assert crop.shape == (8_000,)
+        place = np.correlate(whole, crop, "valid").argmax()
+        piece = whole[place : place + 8_000]
+        # A crop may start half a sample off those of the resampled whole: below 1 kHz, that is
+        # a turn of less than 0.1 radian.
+        ours, theirs = (np.fft.rfft(np.hanning(8_000) * wave)[:250] for wave in (crop, piece))
+        assert np.linalg.norm(ours - theirs) < 0.1 * np.linalg.norm(theirs)
+
+
+@pytest.mark.parametrize("rate", [8_000, 44_100, 48_000, 96_000])
+def test_resampler_does_not_ring_at_the_ends_of_a_crop(tmp_path, rate):
+    time = np.arange(2 * rate) / rate
+    soundfile.write(tmp_path / "dc.wav", np.full_like(time, 0.5), rate, subtype="FLOAT")
+    whole = read_audio(tmp_path / "dc.wav")
+    assert np.abs(whole[:100] - 0.5).max() > 1e-2  # at the ends of the recording it does
+    for seed in range(5):
+        crop = read_crop(clip_of(tmp_path / "dc.wav"), 3_200, np.random.default_rng(seed))
+        np.testing.assert_allclose(crop, 0.5, atol=1e-4)
+
+
+def test_crop_starts_anywhere(tmp_path):
+    ramp = np.arange(10_000) / 20_000
+    soundfile.write(tmp_path / "ramp.wav", ramp, 32_000, subtype="FLOAT")
+    clip = clip_of(tmp_path / "ramp.wav")
+    rng = np.random.default_rng(0)
+    starts = np.array([read_crop(clip, 2_000, rng)[0] * 20_000 for _ in range(400)])
+    assert starts.min() < 200 and starts.max() > 7_800
+    assert np.histogram(starts, 4, (0, 8_000))[0].min() > 70
+
+
+def test_channels_are_averaged(tmp_path):
+    stereo = np.stack([np.full(4_000, 0.5), np.full(4_000, -0.1)], axis=1)
+    soundfile.write(tmp_path / "s.wav", stereo, 32_000, subtype="FLOAT")
+    crop = read_crop(clip_of(tmp_path / "s.wav"), 1_000, np.random.default_rng(0))
+    np.testing.assert_allclose(crop, 0.2, atol=1e-6)
+
+
+@pytest.mark.parametrize("rate", [8_000, 44_100, 48_000])
+def test_length_of_a_short_clip_is_that_of_the_whole(write_clip, rate):
+    path = write_clip("a.wav", 0.1234, rate)
+    crop = read_crop(clip_of(path), 32_000, np.random.default_rng(0))
+    np.testing.assert_allclose(crop, read_audio(path), atol=1e-6)
+
+
+def unreadable(tmp_path, kind):
+    path = tmp_path / f"{kind}.wav"
+    if kind == "corrupt":
+        path.write_bytes(b"RIFF" + bytes(100))
+    elif kind == "empty":
+        soundfile.write(path, np.zeros(0), 32_000)
+    elif kind == "raw":
+        path = path.with_suffix(".raw")
+        path.write_bytes(bytes(100))
+    elif kind == "nan":
+        soundfile.write(path, np.full(2_000, np.nan), 32_000, subtype="FLOAT")
+    return path
+
+
+@pytest.mark.parametrize("kind", ["corrupt", "missing", "empty", "nan", "raw"])
+def test_unreadable_clip_is_silence_and_named_once(tmp_path, caplog, kind):
+    path = unreadable(tmp_path, kind)
+    source = FileSource([Clip(f"{tmp_path.name}/{kind}", "speech", audio=str(path))])
+    with caplog.at_level(logging.WARNING, logger="absl"):
+        examples = [
+            RandomCrop(source, 1_000).random_map(0, np.random.default_rng(seed))
+            for seed in range(3)
+        ]
+    assert all(example["num_samples"] == 0 for example in examples)
+    assert not any(example["wave"].any() for example in examples)
+    assert [f"{tmp_path.name}/{kind}" in message for message in caplog.messages] == [True]

@@ -1,0 +1,158 @@
+import dataclasses
+import importlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gac_jax.models.encoder import EncoderConfig, Features
+from gac_jax.models.flow_decoder import DecoderConfig, FlowDecoder
+from gac_jax.stages.generation import init_decoder, predict
+from tests.tiny import perturbed
+
+CONFIG = DecoderConfig(width=32, depth=2, head_dim=16, condition_blocks=1, bins=20)
+CODES, CHANNELS = 6, 12
+FRAMES = jnp.asarray([CODES, 4], jnp.int32)
+
+
+@pytest.fixture(scope="module")
+def fresh() -> Any:
+    init = jax.jit(lambda key: init_decoder(FlowDecoder(CONFIG), CHANNELS, key))
+    return init(jax.random.key(0))
+
+
+@pytest.fixture
+def params(fresh: Any) -> Any:
+    return perturbed(fresh, size=0.2)
+
+
+@pytest.fixture
+def inputs(rng: np.random.Generator) -> dict[str, jax.Array]:
+    def normals(*shape: int) -> jax.Array:
+        return jnp.asarray(rng.standard_normal(shape), jnp.float32)
+
+    return {
+        "x_t": normals(2, 4 * CODES, CONFIG.bins),
+        "t": jnp.asarray([0.2, 0.7]),
+        "embedding": normals(2, CODES, CHANNELS),
+        "rate": jnp.asarray([1, 8], jnp.int32),
+        "keep": jnp.asarray([True, True]),
+        "frames": FRAMES,
+    }
+
+
+@jax.jit
+def run(params: Any, inputs: dict[str, jax.Array]) -> jax.Array:
+    return predict(FlowDecoder(CONFIG), params, **inputs)
+
+
+def size_of(tree: Any) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def decoder_size(config: Any) -> int:
+    decoder = FlowDecoder(DecoderConfig(**config.decoder))
+    shapes = jax.eval_shape(
+        lambda key: init_decoder(decoder, config.quantizer.width, key), jax.random.key(0)
+    )
+    return size_of(shapes)
+
+
+@pytest.mark.usefixtures("standard_promotion")  # Flax's norms widen bfloat16 unasked
+@pytest.mark.parametrize(
+    ("preset", "published"), [("small", 40.71e6), ("medium", 140.00e6), ("large", 493.10e6)]
+)
+def test_decoders_have_the_published_sizes(preset: str, published: float) -> None:
+    config = importlib.import_module(f"configs.{preset}").get_config()
+    assert decoder_size(config) == pytest.approx(published, rel=0.01)
+
+
+@pytest.mark.usefixtures("standard_promotion")
+def test_the_flagship_has_1_8_billion_parameters() -> None:
+    config = importlib.import_module("configs.xl").get_config()
+    features = Features(EncoderConfig(**config.encoder))
+    wave, frames = jnp.zeros((1, 2560)), jnp.ones((1,), jnp.int32)
+    encoder = jax.eval_shape(features.init, jax.random.key(0), wave, frames)
+    assert size_of(encoder["params"]["semantic"]) == pytest.approx(637e6, rel=0.01)
+    assert size_of(encoder) + decoder_size(config) == pytest.approx(1.8e9, rel=0.01)
+
+
+def test_an_untrained_decoder_predicts_silence(fresh: Any, inputs: dict[str, jax.Array]) -> None:
+    assert not run(fresh, inputs).any()
+
+
+def test_output_has_the_shape_of_the_spectrum(params: Any, inputs: dict[str, jax.Array]) -> None:
+    found = run(params, inputs)
+    assert found.shape == inputs["x_t"].shape and found.dtype == jnp.float32
+    assert np.abs(found).max() > 0.1
+
+
+@pytest.mark.parametrize("name", ["x_t", "t", "embedding", "rate"])
+def test_every_input_matters(params: Any, inputs: dict[str, jax.Array], name: str) -> None:
+    other = {**inputs, name: inputs[name][::-1]}
+    assert (jnp.abs(run(params, other) - run(params, inputs)).max(axis=(1, 2)) > 1e-3).all()
+
+
+def test_rows_of_a_batch_do_not_mix(params: Any, inputs: dict[str, jax.Array]) -> None:
+    backwards = {name: value[::-1] for name, value in inputs.items()}
+    np.testing.assert_allclose(run(params, backwards)[::-1], run(params, inputs), atol=1e-4)
+
+
+def test_padding_does_not_reach_valid_frames(params: Any, inputs: dict[str, jax.Array]) -> None:
+    expected = run(params, inputs)
+    spoilt = inputs["x_t"].at[1, 16:].set(1e3), inputs["embedding"].at[1, 4:].set(-1e3)
+    found = run(params, {**inputs, "x_t": spoilt[0], "embedding": spoilt[1]})
+    np.testing.assert_allclose(found[1, :16], expected[1, :16], atol=1e-4)
+    alone = {name: value[1:] for name, value in inputs.items()}
+    alone |= {"x_t": alone["x_t"][:, :16], "embedding": alone["embedding"][:, :4]}
+    np.testing.assert_allclose(expected[1, :16], run(params, alone)[0], atol=1e-4)
+
+
+def test_no_gradient_reaches_padding(params: Any, inputs: dict[str, jax.Array]) -> None:
+    def valid_part(x_t: jax.Array, embedding: jax.Array) -> jax.Array:
+        found = run(params, {**inputs, "x_t": x_t, "embedding": embedding})
+        return jnp.sum(found[1, :16] ** 2)
+
+    to_x, to_codes = jax.jit(jax.grad(valid_part, (0, 1)))(inputs["x_t"], inputs["embedding"])
+    assert not to_x[1, 16:].any() and not to_codes[1, 4:].any() and not to_x[0].any()
+    assert to_x[1, :16].any(axis=-1).all() and to_codes[1, :4].any(axis=-1).all()
+
+
+def test_without_condition_codes_and_rate_are_unseen(
+    params: Any, inputs: dict[str, jax.Array]
+) -> None:
+    dropped = {**inputs, "keep": jnp.asarray([False, False])}
+    other = {**dropped, "embedding": inputs["embedding"] + 3.0, "rate": inputs["rate"][::-1]}
+    np.testing.assert_array_equal(run(params, other), run(params, dropped))
+    assert (run(params, dropped) != run(params, inputs)).any(axis=(1, 2)).all()
+
+
+def test_an_empty_row_is_finite(params: Any, inputs: dict[str, jax.Array]) -> None:
+    def loss(params: Any) -> jax.Array:
+        return jnp.sum(run(params, {**inputs, "frames": jnp.asarray([6, 0])}) ** 2)
+
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.jit(jax.grad(loss))(params)))
+
+
+def test_recomputing_activations_changes_nothing(params: Any, inputs: dict[str, jax.Array]) -> None:
+    def gradient(config: DecoderConfig) -> Any:
+        def loss(params: Any) -> jax.Array:
+            return jnp.mean(predict(FlowDecoder(config), params, **inputs) ** 2)
+
+        return jax.jit(jax.value_and_grad(loss))(params)
+
+    plain, remat = gradient(CONFIG), gradient(dataclasses.replace(CONFIG, remat=True))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), plain, remat)
+
+
+@pytest.mark.usefixtures("standard_promotion")
+def test_bfloat16_matmuls_are_close_to_float32(params: Any, inputs: dict[str, jax.Array]) -> None:
+    decoder = FlowDecoder(dataclasses.replace(CONFIG, dtype="bfloat16"))
+    init = jax.eval_shape(lambda key: init_decoder(decoder, CHANNELS, key), jax.random.key(0))
+    assert {leaf.dtype for leaf in jax.tree.leaves(init)} == {jnp.dtype("float32")}
+    found = jax.jit(lambda params: predict(decoder, params, **inputs))(params)
+    expected = run(params, inputs)
+    assert found.dtype == jnp.float32
+    assert 0 < float(jnp.linalg.norm(found - expected) / jnp.linalg.norm(expected)) < 0.03

@@ -1,0 +1,258 @@
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gac_jax.models.quantizer import (
+    Quantizer,
+    QuantizerConfig,
+    assign,
+    masked_mean,
+    rotate,
+)
+from gac_jax.stages.understanding import information
+
+CONFIG = QuantizerConfig(
+    width=12, semantic_size=64, semantic_dim=6, num_residual=3, residual_size=16
+)
+FRAMES = jnp.asarray([9, 5], jnp.int32)
+VALID = jnp.arange(9)[None] < FRAMES[:, None]
+assigned = jax.jit(assign, static_argnums=3)
+
+
+def normals(rng: np.random.Generator, *shape: int) -> jax.Array:
+    return jnp.asarray(rng.standard_normal(shape), jnp.float32)
+
+
+@pytest.fixture
+def features(rng: np.random.Generator) -> tuple[jax.Array, jax.Array]:
+    return normals(rng, 2, 9, 20), normals(rng, 2, 9, 10)
+
+
+@pytest.fixture
+def params(features: tuple[jax.Array, jax.Array]) -> Any:
+    params = jax.jit(Quantizer(CONFIG).init)(jax.random.key(0), *features, FRAMES)
+    # As after some training: residual codes that matter, biases that are not zero.
+    return jax.tree.map(lambda x: 5.0 * x + 0.1, params)
+
+
+def apply(params: Any, *arguments: jax.Array, method: str = "__call__") -> Any:
+    run = jax.jit(Quantizer(CONFIG).apply, static_argnames="method")
+    return run(params, *arguments, method=method)
+
+
+def nearest(x: np.ndarray, codebook: np.ndarray) -> np.ndarray:
+    distance = np.square(x[..., None, :].astype(np.float64) - codebook).sum(axis=-1)
+    return distance.argmin(axis=-1)
+
+
+def unit(x: Any) -> np.ndarray:
+    return np.asarray(x) / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def test_every_code_is_the_nearest(params: Any, features: tuple[jax.Array, jax.Array]) -> None:
+    p = jax.tree.map(np.asarray, params["params"])
+
+    def linear(name: str, x: np.ndarray) -> np.ndarray:
+        return x @ p[name]["kernel"] + p[name].get("bias", 0.0)
+
+    semantic, acoustic = map(np.asarray, features)
+    codebook = unit(linear("basis_map", p["basis"]))
+    first = nearest(unit(linear("semantic_in", semantic)), codebook)
+    expected = [first]
+    meaning = linear("semantic_out", codebook[first])
+    residual = linear("acoustic_in", acoustic) - linear("explained", meaning)
+    for book in p["residual_codes"]:
+        expected.append(nearest(residual, book))
+        residual = residual - book[expected[-1]]
+    found = apply(params, *features, FRAMES).codes
+    assert found.shape == (2, 4, 9) and found.dtype == jnp.int32
+    np.testing.assert_array_equal(found, np.stack(expected, axis=1))
+    codes = apply(params, *features, FRAMES, method="codes")
+    np.testing.assert_array_equal(codes, found)
+    assert len(np.unique(found)) > 10  # not all the same code
+
+
+@pytest.mark.parametrize("rate", [0, 1, 2, 3])
+def test_the_receiver_s_embedding_is_the_one_of_training(
+    params: Any, features: tuple[jax.Array, jax.Array], rate: int
+) -> None:
+    quantized, k = apply(params, *features, FRAMES), jnp.full((2,), rate)
+    received = apply(params, quantized.codes, k, method="embed")
+    # The sums are of equal numbers; only the programs that XLA makes of them may differ.
+    np.testing.assert_allclose(quantized.embedding(k), received, rtol=1e-6, atol=1e-6)
+
+
+def test_codes_beyond_the_rate_are_ignored(
+    params: Any, features: tuple[jax.Array, jax.Array]
+) -> None:
+    codes = apply(params, *features, FRAMES).codes
+    rate = jnp.asarray([1, 2], jnp.int32)
+    other = codes.at[0, 2:].set(0).at[1, 3:].set(0)
+    assert (other != codes).any()
+    embedding = apply(params, codes, rate, method="embed")
+    np.testing.assert_array_equal(embedding, apply(params, other, rate, method="embed"))
+    changed = apply(params, codes.at[:, 1].add(1) % 16, rate, method="embed")
+    assert (changed != embedding).any(axis=-1).all()
+
+
+def test_the_rate_is_a_prefix_of_the_residual_codebooks(
+    params: Any, features: tuple[jax.Array, jax.Array]
+) -> None:
+    quantized = apply(params, *features, FRAMES)
+    found = quantized.embedding(jnp.asarray([0, 2], jnp.int32))
+    np.testing.assert_allclose(found[0], quantized.semantic[0], atol=1e-6)
+    expected = quantized.semantic[1] + quantized.residuals[0, 1] + quantized.residuals[1, 1]
+    np.testing.assert_allclose(found[1], expected, atol=1e-5)
+
+
+def test_each_residual_codebook_brings_the_sum_closer(rng: np.random.Generator) -> None:
+    x, valid = normals(rng, 2, 50, 12), jnp.ones((2, 50), bool)
+    power = [float(jnp.sum(x**2))]
+    for _ in range(3):  # codes drawn like the data itself; 0 is one, so no step may lose
+        book = normals(rng, 64, 12).at[0].set(0.0)
+        x = x - assigned(x, book, valid, CONFIG).points
+        power.append(float(jnp.sum(x**2)))
+    assert power[0] > power[1] > power[2] >= power[3]
+
+
+def test_rotation_returns_the_code_to_the_last_bit(rng: np.random.Generator) -> None:
+    x, target = normals(rng, 50, 32), 0.02 * normals(rng, 50, 32)
+    np.testing.assert_array_equal(rotate(x, target), target)
+    np.testing.assert_array_equal(jax.jit(rotate)(x, target), target)
+
+
+def test_gradient_of_rotation_is_a_rotation_and_a_scaling(rng: np.random.Generator) -> None:
+    x, target = normals(rng, 8), 3.0 * normals(rng, 8)
+    jacobian = np.asarray(jax.jacobian(rotate)(x, target))
+    scale = np.linalg.norm(target) / np.linalg.norm(x)
+    np.testing.assert_allclose(jacobian @ jacobian.T, scale**2 * np.eye(8), atol=1e-4)
+    assert np.linalg.det(jacobian / scale) == pytest.approx(1.0, abs=1e-4)  # no reflection
+    np.testing.assert_allclose(jacobian @ x, target, atol=1e-4)  # it takes x to its code
+    # Directions at right angles to both are left alone.
+    plane = np.linalg.qr(np.stack([x, target], axis=1))[0]
+    aside = (np.eye(8) - plane @ plane.T) @ normals(rng, 8)
+    np.testing.assert_allclose(jacobian @ aside, scale * aside, atol=1e-4)
+
+
+def test_rotation_passes_no_gradient_to_the_code(rng: np.random.Generator) -> None:
+    x, target = normals(rng, 4, 8), normals(rng, 4, 8)
+    assert not jax.grad(lambda q: jnp.sum(rotate(x, q) ** 2))(target).any()
+
+
+def test_rotation_of_degenerate_points_is_finite() -> None:
+    x = jnp.asarray([[0.0, 0.0], [1.0, 0.0], [1.0, 0.0], [1.0, 0.0]])
+    target = jnp.asarray([[1.0, 0.0], [-1.0, 0.0], [1.0, 0.0], [0.0, 0.0]])
+    value, pull = jax.vjp(lambda x: rotate(x, target), x)
+    np.testing.assert_array_equal(value, target)
+    assert np.isfinite(pull(jnp.ones_like(x))[0]).all()
+
+
+def test_losses_are_relative_squared_errors(rng: np.random.Generator) -> None:
+    x, book = normals(rng, 2, 9, 4), normals(rng, 32, 4)
+    found = assigned(x, book, VALID, CONFIG)
+    points, keep = np.asarray(book)[found.codes], np.asarray(VALID)
+    error = np.square(np.asarray(x) - points).sum(axis=-1)[keep].mean()
+    power = np.square(x).sum(axis=-1)[keep].mean()
+    assert float(found.loss) == pytest.approx((1 + CONFIG.commitment) * error / power, rel=1e-5)
+
+
+def test_codes_are_pulled_to_points_and_points_to_codes(rng: np.random.Generator) -> None:
+    x, book = normals(rng, 1, 1, 4), normals(rng, 8, 4)
+    valid = jnp.ones((1, 1), bool)
+
+    def loss(x: jax.Array, book: jax.Array) -> jax.Array:
+        return assigned(x, book, valid, CONFIG).loss
+
+    to_x, to_book = jax.jit(jax.grad(loss, (0, 1)))(x, book)
+    code = int(assigned(x, book, valid, CONFIG).codes[0, 0])
+    pull = 2.0 * (x[0, 0] - book[code]) / jnp.sum(x**2)
+    np.testing.assert_allclose(to_x[0, 0], CONFIG.commitment * pull, rtol=1e-4)
+    np.testing.assert_allclose(to_book[code], -pull, rtol=1e-4)
+    assert not np.delete(to_book, code, axis=0).any()
+
+
+def test_padding_counts_in_no_loss(params: Any, features: tuple[jax.Array, jax.Array]) -> None:
+    def total(semantic: jax.Array, acoustic: jax.Array) -> jax.Array:
+        q = Quantizer(CONFIG).apply(params, semantic, acoustic, FRAMES)
+        usage = information(q.semantic_usage) + jnp.sum(information(q.residual_usage))
+        return q.loss + q.confidence + usage
+
+    value, gradients = jax.jit(jax.value_and_grad(total, (0, 1)))(*features)
+    for gradient in gradients:
+        assert not gradient[1, 5:].any()
+        assert gradient[1, :5].any(axis=-1).all() and gradient[0].any(axis=-1).all()
+    spoilt = [x.at[1, 5:].add(7.0) for x in features]
+    assert float(jax.jit(total)(*spoilt)) == pytest.approx(float(value), rel=1e-5)
+
+
+def test_usage_is_the_mean_softmax_of_standardised_distances(rng: np.random.Generator) -> None:
+    x, book = normals(rng, 2, 9, 4), normals(rng, 32, 4)
+    found = assigned(x, book, VALID, CONFIG)
+    distance = np.square(np.asarray(x)[..., None, :] - np.asarray(book)).sum(axis=-1)
+    distance -= distance.mean(axis=-1, keepdims=True)
+    distance /= distance.std(axis=-1, keepdims=True)
+    p = np.exp(-distance / CONFIG.temperature)
+    p /= p.sum(axis=-1, keepdims=True)
+    keep = np.asarray(VALID)
+    np.testing.assert_allclose(found.usage, p[keep].mean(axis=0), atol=1e-5)
+    entropy = -(p * np.log(p)).sum(axis=-1)[keep].mean()
+    assert float(found.confidence) == pytest.approx(np.log(32) - entropy, rel=1e-4)
+
+
+def test_confidence_is_log_size_for_sure_points_and_0_for_undecided_ones() -> None:
+    book, valid = 100.0 * jnp.eye(16), jnp.ones((1, 16), bool)
+    sure = assigned(book[None], book, valid, CONFIG).confidence
+    undecided = assigned(jnp.zeros((1, 16, 16)), book, valid, CONFIG).confidence
+    assert float(sure) == pytest.approx(np.log(16), rel=1e-3)
+    assert float(undecided) == pytest.approx(0.0, abs=1e-3)
+
+
+def test_information_is_0_for_uniform_and_log_k_for_one_code() -> None:
+    p = jnp.stack([jnp.full((32,), 1 / 32), jnp.eye(32)[3]])
+    np.testing.assert_allclose(information(p), [0.0, np.log(32)], atol=1e-5)
+
+
+def test_descending_information_brings_unused_codes_into_play(rng: np.random.Generator) -> None:
+    """Points lie around half of the codes; L_info's gradient must lead to the other half too."""
+    book = 2.0 * normals(rng, 16, 6)
+    x = book[None, jnp.arange(40) % 8] + 0.1 * normals(rng, 1, 40, 6)
+    valid = jnp.ones((1, 40), bool)
+
+    def usage(x: jax.Array) -> jax.Array:
+        return assigned(x, book, valid, CONFIG).usage
+
+    gradient = jax.jit(jax.grad(lambda x: information(usage(x))))
+    before = usage(x)
+    for _ in range(20):
+        g = gradient(x)
+        x = x - 2.0 * g / jnp.linalg.norm(g)
+    after = usage(x)
+    assert float(information(after)) < float(information(before))
+    assert float(jnp.sum(after[8:])) > 2.0 * float(jnp.sum(before[8:]))
+
+
+def test_only_the_map_of_the_basis_learns(
+    params: Any, features: tuple[jax.Array, jax.Array]
+) -> None:
+    def loss(params: Any) -> jax.Array:
+        q = Quantizer(CONFIG).apply(params, *features, FRAMES)
+        return q.loss + information(q.semantic_usage) + jnp.sum(q.embedding(FRAMES * 0 + 3) ** 2)
+
+    gradient = jax.jit(jax.grad(loss))(params)["params"]
+    assert not gradient.pop("basis").any()
+    assert all(leaf.any() for leaf in jax.tree.leaves(gradient))
+
+
+def test_masked_mean_is_the_mean_over_valid_frames(rng: np.random.Generator) -> None:
+    values = normals(rng, 2, 9, 4)
+    found = masked_mean(values, VALID)
+    np.testing.assert_allclose(found, np.asarray(values)[np.asarray(VALID)].mean(0), rtol=1e-5)
+    assert not masked_mean(values, jnp.zeros_like(VALID)).any()
+
+
+def test_defaults_are_the_published_codebooks() -> None:
+    assert QuantizerConfig().semantic_size == 2**14
+    assert (QuantizerConfig().num_residual, QuantizerConfig().residual_size) == (8, 2**8)

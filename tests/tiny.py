@@ -1,0 +1,79 @@
+"""Both stages at a size that compiles in seconds; every dimension that is split divides by four."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gac_jax.models.encoder import EncoderConfig
+from gac_jax.models.flow_decoder import DecoderConfig
+from gac_jax.models.quantizer import QuantizerConfig
+from gac_jax.rates import FRAME_SAMPLES
+from gac_jax.stages.generation import Generation, GenerationConfig
+from gac_jax.stages.understanding import Understanding, UnderstandingConfig
+
+ENCODER = EncoderConfig(
+    width=16,
+    depth=2,
+    num_heads=2,
+    acoustic_width=16,
+    acoustic_depth=1,
+    acoustic_mels=16,
+    acoustic_features=16,
+)
+QUANTIZER = QuantizerConfig(
+    width=16, semantic_size=64, semantic_dim=8, num_residual=8, residual_size=16
+)
+DECODER = DecoderConfig(width=32, depth=2, head_dim=16, condition_blocks=1)
+WEIGHTS = dict(mel=1.0, feature=1.0, codes=1.0, info=0.1, confidence=0.01)
+RATES = (0.2, 0.2, 0.2, 0.2, 0.2)
+
+
+def understanding(weights: dict[str, float] | None = None, **changes: Any) -> Understanding:
+    options = {"rate_weights": RATES, "usage_decay": 0.9, "train_semantic_tower": True, **changes}
+    terms = tuple((WEIGHTS if weights is None else weights).items())
+    return Understanding(UnderstandingConfig(weights=terms, **options), ENCODER, QUANTIZER)
+
+
+def generation(decoder: DecoderConfig = DECODER, **changes: Any) -> Generation:
+    options = {
+        "rate_weights": RATES,
+        "drop_codes": 0.1,
+        "time_mean": -0.4,
+        "time_std": 1.0,
+        "companding": 0.4,
+        "auditory_weight": 0.5,
+        "scale_steps": 3,
+        **changes,
+    }
+    return Generation(GenerationConfig(**options), ENCODER, QUANTIZER, decoder)
+
+
+def frozen_parts() -> Any:
+    """An untrained encoder and quantiser."""
+    params = jax.jit(understanding().init)(jax.random.key(1))
+    return {part: params[part] for part in ("encoder", "quantizer")}
+
+
+def perturbed(params: Any, size: float = 0.05) -> Any:
+    """Adds noise, so that nothing is zero as layers that start at zero are."""
+    leaves, structure = jax.tree.flatten(params)
+    rng = np.random.default_rng(2)
+    noisy = [x + size * rng.standard_normal(x.shape).astype(x.dtype) for x in leaves]
+    return jax.tree.unflatten(structure, noisy)
+
+
+def batch(rows: int = 8, frames: int = 4) -> dict[str, jax.Array]:
+    """Tones in noise of unit RMS; every second row ends early, zeros follow."""
+    rng, samples = np.random.default_rng(3), frames * FRAME_SAMPLES
+    pitch = rng.uniform(0.01, 0.3, (rows, 1))
+    wave = np.sin(pitch * np.arange(samples)) + 0.3 * rng.standard_normal((rows, samples))
+    wave /= np.sqrt(np.mean(np.square(wave), axis=1, keepdims=True))
+    lengths = np.where(np.arange(rows) % 2, samples - FRAME_SAMPLES - 700, samples)
+    wave *= np.arange(samples) < lengths[:, None]
+    return {
+        "wave": jnp.asarray(wave, jnp.float32),
+        "num_samples": jnp.asarray(lengths, jnp.int32),
+        "domain": jnp.zeros((rows,), jnp.int32),
+    }
