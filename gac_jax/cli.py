@@ -28,20 +28,20 @@ def run(main: Callable[[], None]) -> None:
 def use_compilation_cache() -> None:
     """Keeps compiled programs for the next run; a run that finds its own starts in seconds.
 
-    They lie in the user's cache folder, by version of JAX. A cache that is set already, for
-    instance by JAX_COMPILATION_CACHE_DIR, stays. Call it before anything is compiled.
+    They lie in the user's cache folder, by version of JAX. One that JAX_COMPILATION_CACHE_DIR
+    names is used instead. Call this before anything is compiled.
     """
     import jax  # late: flags and --help work without it
 
     home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     folder = Path(home, "gac_jax", f"jax-{jax.__version__}")
     # The XDG specification ignores relative paths; ~ is left where there is no home.
-    if jax.config.values["jax_compilation_cache_dir"] or not folder.is_absolute():
+    if os.environ.get("JAX_COMPILATION_CACHE_DIR") or not folder.is_absolute():
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:
-        return  # a cache only saves time
+        return  # a cache only saves time: without one, say on a read-only disk, all works
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
@@ -57,12 +57,25 @@ def fail(*messages: str) -> None:
 def _parse(argv: Sequence[str]) -> list[str]:
     try:
         rest = flags.FLAGS(argv)
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        for name in flags.FLAGS:
+            # A configuration file that is missing fails only where it is used. Use it.
+            hasattr(flags.FLAGS[name].value, "lock")
+    except flags.Error as error:
+        fail(f"{error} (--help lists the flags)")
+    except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         # config_flags lets errors of a configuration file and of its fields through as they are.
-        fail(f"{' '.join(str(error).split())} (--help lists the flags)")
+        fail(f"--config: {_innermost(error)}")
     if len(rest) > 1:
         fail(f"unexpected argument {rest[1]!r} (--help lists the flags)")
     return rest
+
+
+def _innermost(error: BaseException) -> object:
+    """What an error says; ml_collections wraps the KeyError of an unknown field in another."""
+    inner = error.args[0] if error.args else None
+    if isinstance(inner, BaseException):
+        return _innermost(inner)
+    return f"no such field: {inner}" if isinstance(error, KeyError) else error
 
 
 def _guard(main: Callable[[], None]) -> None:

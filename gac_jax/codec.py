@@ -118,6 +118,10 @@ class Codec:
         """Parameters of each part."""
         return {k: sum(x.size for x in jax.tree.leaves(v)) for k, v in self._params.items()}
 
+    def plan(self, num_frames: int) -> list[Window]:
+        """The windows in which a clip of num_frames code frames is computed."""
+        return plan(num_frames, self.config["window"])
+
     def encode(
         self, wave: np.ndarray, sample_rate: int = SAMPLE_RATE, kbps: float = 0.975
     ) -> Tokens:
@@ -147,7 +151,7 @@ class Codec:
         """Encodes streams of mono 32 kHz blocks, each read twice: for its level, for its codes."""
         num_residuals = rates.residuals_for(kbps)
         measured = [block_levels(stream) for stream in streams]
-        plans = [plan(rates.num_frames(samples)) for _, samples in measured]
+        plans = [self.plan(rates.num_frames(samples)) for _, samples in measured]
         jobs = (
             (window, index, piece)
             for index, stream in enumerate(streams)
@@ -201,7 +205,7 @@ class Codec:
         """Decodes tokens piece by piece in constant memory; see `decode`."""
         self._check(tokens)
         sampling = self._sampling(seed, steps, solver, guidance)
-        jobs = ((window, tokens) for window in plan(tokens.num_frames))
+        jobs = ((window, tokens) for window in self.plan(tokens.num_frames))
         results = self._batched(jobs, lambda job: job[0], partial(self._run_decode, sampling))
         return _restored(join((job[0], wave) for job, wave in results), tokens)
 
@@ -220,7 +224,7 @@ class Codec:
         jobs = (
             (window, index, tokens)
             for index, tokens in enumerate(batch)
-            for window in plan(tokens.num_frames)
+            for window in self.plan(tokens.num_frames)
         )
         run = partial(self._run_decode, sampling)
         pieces: list[list[tuple[Window, np.ndarray]]] = [[] for _ in batch]
@@ -239,7 +243,7 @@ class Codec:
             wave = jnp.zeros((1, FRAME_SAMPLES))
             encoder = self._features.init(key, wave, frames)
             features = self._features.apply(encoder, wave, frames)
-            quantizer = self._quantizer.init(key, *features, frames)
+            quantizer = self._quantizer.init(key, *features, frames, frames)
             width = self._quantizer.config.width
             return {
                 "encoder": encoder["params"],
@@ -364,7 +368,8 @@ class Codec:
             velocity_fn = flow.guided(velocity_fn, both, guidance, GUIDANCE_INTERVAL)
         length = codes.shape[2] * MDCT_PER_FRAME
         noise = flow.frame_noise(seed, start, length, decoder.config.bins)
-        spectrum = flow.solve(velocity_fn, noise, times, solver) * params["spectrum"]["scale"]
+        scale = params["spectrum"]["scale"][None, None]
+        spectrum = flow.solve(velocity_fn, noise, times, solver) * scale
         return imdct(expand(spectrum, self.config["companding"]), frames * MDCT_PER_FRAME)
 
 

@@ -23,7 +23,6 @@ from gac_jax.errors import UserError
 from gac_jax.jobs import Job
 from gac_jax.report import Row
 from gac_jax.signal.audio_io import AudioReader, AudioWriter
-from gac_jax.windows import BUCKETS
 
 DEFAULT_KBPS = 0.275
 _HEAD = spectrogram.SHOWN_SECONDS * rates.SAMPLE_RATE
@@ -76,7 +75,7 @@ class Reconstruction:
         layout = "{percentage:3.0f}%|{bar}| {elapsed} {desc}"
         bar = tqdm(total=passes * len(jobs), leave=False, disable=None, bar_format=layout)
         with bar, self.clock.running():
-            for group in groups(jobs, self._duration, self._codec.batch_size):
+            for group in groups(jobs, self._shape, self._codec.batch_size):
                 bar.set_description_str(str(group[0].name))
                 outcomes.update(self._attempt(group, bar.update))
                 bar.n = passes * len(outcomes)  # also where a file failed half way
@@ -141,27 +140,27 @@ class Reconstruction:
             return tokens
         return tokens.with_residuals(rates.residuals_for(self._kbps))
 
-    def _duration(self, job: Job) -> float:
+    def _shape(self, job: Job) -> int:
+        """See `groups`: clips longer than a window, and those with an error, are alone."""
         decodes = self._mode == "decode"
-        return (read_tokens(job.source) if decodes else AudioReader(job.source)).duration
+        try:
+            clip = read_tokens(job.source) if decodes else AudioReader(job.source)
+        except (UserError, OSError):
+            return 0
+        if not clip.duration <= self._codec.config["window"] / rates.FRAME_RATE:
+            return 0
+        frames = rates.num_frames(round(clip.duration * rates.SAMPLE_RATE))
+        return self._codec.plan(frames)[0].bucket
 
 
-def groups(jobs: Sequence[Job], duration: Callable[[Job], float], size: int) -> Iterator[list[Job]]:
-    """Jobs to compute together: up to `size` clips of one window shape; longer clips alone.
+def groups(jobs: Sequence[Job], shape: Callable[[Job], int], size: int) -> Iterator[list[Job]]:
+    """Jobs to compute together: up to `size` clips of one window shape; the rest alone.
 
     Args:
       jobs: all of them.
-      duration: seconds of a job's audio, or an exception.
+      shape: frames of the window that a job's clip fills, or 0 if it is to be computed alone.
       size: windows that are computed at once.
     """
-
-    def shape(job: Job) -> int:
-        try:
-            frames = duration(job) * rates.FRAME_RATE
-        except (UserError, OSError):
-            return 0  # alone, where the error belongs to no other
-        return next((bucket for bucket in BUCKETS if frames <= bucket), 0)
-
     shapes = {job: shape(job) if size > 1 else 0 for job in jobs}
     for bucket, members in groupby(sorted(jobs, key=shapes.__getitem__), key=shapes.__getitem__):
         alike, step = list(members), size if bucket else 1
@@ -183,24 +182,24 @@ def read_tokens(path: Path) -> Tokens:
 def write_wave(path: Path, blocks: Iterable[np.ndarray]) -> Decoded:
     """Writes audio as it comes, and keeps its start."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    head: list[np.ndarray] = []
+    head = np.zeros(0, np.float32)
     with AudioWriter(path) as writer:
         for block in blocks:
             writer.write(block)
-            head.append(block[: _HEAD - sum(part.size for part in head)])
-    return Decoded(np.concatenate(head), writer.clipped)
+            if head.size < _HEAD:
+                head = np.concatenate([head, block])[:_HEAD]
+    return Decoded(head, writer.clipped)
 
 
 def _draw(group: list[Job], tokens: list[Tokens], decoded: list[Decoded]) -> None:
     """Writes the .png files."""
     for job, clip, result in zip(group, tokens, decoded, strict=True):
-        original: list[np.ndarray] = []
+        original = np.zeros(0, np.float32)
         for block in AudioReader(job.source):
-            original.append(block)
-            if sum(part.size for part in original) >= _HEAD:
+            original = np.concatenate([original, block])
+            if original.size >= _HEAD:
                 break
-        start = np.concatenate(original)
-        picture = spectrogram.png(start, result.head, clip.kbps, clip.duration)
+        picture = spectrogram.png(original, result.head, clip.kbps, clip.duration)
         atomic.write(job.output(".png"), picture)
 
 

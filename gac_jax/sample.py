@@ -57,8 +57,9 @@ def main() -> None:
     start = time.perf_counter()
     codec = load(_MODEL.value, _BATCH_SIZE.value)
     loading = time.perf_counter() - start
-    names = ("seed", "steps", "solver", "guidance")
-    sampling = {name: flags.FLAGS[name].value for name in names}
+    sampling: dict[str, object] = dict(
+        seed=_SEED.value, steps=_STEPS.value, solver=_SOLVER.value, guidance=_GUIDANCE.value
+    )
     reconstruction = Reconstruction(codec, _MODE.value, _KBPS.value, sampling)
     rows, failures = reconstruction.run(work)
     startup = {"loading": loading, "compiling": reconstruction.clock.compiling}

@@ -1,23 +1,22 @@
 """How long audio is cut into windows, the same for encoder, decoder, batches and streams.
 
-A clip of up to `WINDOW` code frames is one window. Longer audio is covered by windows that
-overlap by `OVERLAP` frames. A window's shape depends on the clip's length alone, so a clip is
-always computed by the same program, whatever else is in the batch.
+A model sees windows of at most the length of the crops it was trained on. Longer audio is covered
+by windows that overlap by an eighth. A window's shape depends on the clip's length alone, so a
+clip is always computed by the same program, whatever else is in the batch.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 
 import numpy as np
 
 from gac_jax.rates import FRAME_SAMPLES
 
-WINDOW = 128  # code frames, 10.24 s: the longest crop the networks are trained on
-OVERLAP = 16  # code frames shared by neighbours, 1.28 s of context for both
 FADE = 2  # code frames in the middle of an overlap over which decoded audio is cross-faded
-BUCKETS = (32, 64, WINDOW)  # shapes that programs are compiled for
+MULTIPLE = 16  # window sizes are multiples, so that overlaps are even and leave room for the fade
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,12 +26,14 @@ class Window:
     Attributes:
       start: first frame.
       end: one past the last frame.
+      size: frames of a full window of the model.
       first: whether the clip starts here.
       last: whether the clip ends here.
     """
 
     start: int
     end: int
+    size: int
     first: bool
     last: bool
 
@@ -43,22 +44,34 @@ class Window:
 
     @property
     def bucket(self) -> int:
-        """Frames after padding, one of `BUCKETS`."""
-        return next(size for size in BUCKETS if size >= self.frames)
+        """Frames after padding: a quarter, a half or the whole of `size`."""
+        return next(b for b in (self.size // 4, self.size // 2, self.size) if b >= self.frames)
+
+    @property
+    def overlap(self) -> int:
+        """Frames shared with a neighbour."""
+        return self.size // 8
 
     @property
     def kept(self) -> slice:
         """Frames, counted from `start`, whose codes this window decides: half of each overlap."""
-        margin = OVERLAP // 2
+        margin = self.overlap // 2
         return slice(0 if self.first else margin, self.frames - (0 if self.last else margin))
 
 
-def plan(num_frames: int) -> list[Window]:
-    """Windows that cover num_frames code frames in order."""
-    starts = range(0, max(num_frames - OVERLAP, 1), WINDOW - OVERLAP)
-    ends = [min(start + WINDOW, num_frames) for start in starts]
+def plan(num_frames: int, size: int) -> list[Window]:
+    """Windows of `size` code frames that cover num_frames of them in order.
+
+    Raises:
+      ValueError: size is not a positive multiple of `MULTIPLE`.
+    """
+    if size <= 0 or size % MULTIPLE:
+        raise ValueError(f"windows must be multiples of {MULTIPLE} frames, not {size}")
+    overlap = size // 8
+    starts = range(0, max(num_frames - overlap, 1), size - overlap)
+    ends = [min(start + size, num_frames) for start in starts]
     return [
-        Window(start, end, start == 0, end == num_frames)
+        Window(start, end, size, start == 0, end == num_frames)
         for start, end in zip(starts, ends, strict=True)
     ]
 
@@ -97,18 +110,19 @@ def join(pieces: Iterable[tuple[Window, np.ndarray]]) -> Iterator[np.ndarray]:
     Yields:
       float32 arrays that follow each other; together frames * 2560 samples.
     """
-    overlap = OVERLAP * FRAME_SAMPLES
-    ramp = _ramp(overlap)
     tail = np.zeros(0, np.float32)
     for window, samples in pieces:
+        overlap = window.overlap * FRAME_SAMPLES
         samples = samples[: window.frames * FRAME_SAMPLES].copy()
         if not window.first:
+            ramp = _ramp(overlap)
             samples[:overlap] = tail * (1.0 - ramp) + samples[:overlap] * ramp
         ready = samples.size if window.last else samples.size - overlap
         yield samples[:ready]
         tail = samples[ready:]
 
 
+@lru_cache(maxsize=1)
 def _ramp(overlap: int) -> np.ndarray:
     """0 to 1 over the middle `FADE` frames of an overlap, flat outside."""
     fade = FADE * FRAME_SAMPLES

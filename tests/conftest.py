@@ -1,5 +1,6 @@
 """What every test runs under: eight CPU devices, strict array rules, a shared compilation cache."""
 
+import dataclasses
 import os
 import tempfile
 from collections.abc import Iterator
@@ -53,3 +54,29 @@ def standard_promotion() -> Iterator[None]:
 def rng() -> np.random.Generator:
     """A NumPy generator that starts the same in every test."""
     return np.random.default_rng(0)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder with random weights: its audio is noise, its programs compile in seconds."""
+    from gac_jax import model_folder  # late: most tests need no model
+    from gac_jax.codec import Codec
+    from tests import tiny
+
+    config = {
+        "name": "random",
+        "encoder": dataclasses.asdict(tiny.ENCODER),
+        "quantizer": dataclasses.asdict(tiny.QUANTIZER),
+        "decoder": dataclasses.asdict(tiny.DECODER),
+        "window": 32,
+        "companding": 0.4,
+        "sampling": {"steps": 2, "solver": "euler", "guidance": 1.0},
+        "fingerprint": bytes(8).hex(),
+    }
+    rng = np.random.default_rng(1)
+    params = jax.tree.map(
+        lambda x: 0.2 * rng.standard_normal(x.shape), Codec(config, {}).abstract_params()
+    )
+    folder = tmp_path_factory.mktemp("model") / "random"
+    model_folder.save(folder, config, params, "# random weights\n", "float32")
+    return folder

@@ -1,5 +1,7 @@
 """Both stages at a size that compiles in seconds; every dimension that is split divides by four."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -23,11 +25,14 @@ ENCODER = EncoderConfig(
     acoustic_features=16,
 )
 QUANTIZER = QuantizerConfig(
-    width=16, semantic_size=64, semantic_dim=8, num_residual=8, residual_size=16
+    width=16, semantic_size=64, semantic_dim=8, num_residual=8, residual_size=16, residual_dim=8
 )
 DECODER = DecoderConfig(width=32, depth=2, head_dim=16, condition_blocks=1)
 WEIGHTS = dict(mel=1.0, feature=1.0, codes=1.0, info=0.1, confidence=0.01)
 RATES = (0.2, 0.2, 0.2, 0.2, 0.2)
+
+# Programs of this size run in no time however they are compiled; unoptimised they compile in half.
+jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def understanding(weights: dict[str, float] | None = None, **changes: Any) -> Understanding:
@@ -50,18 +55,31 @@ def generation(decoder: DecoderConfig = DECODER, **changes: Any) -> Generation:
     return Generation(GenerationConfig(**options), ENCODER, QUANTIZER, decoder)
 
 
+def drawn(init: Callable[..., Any], *arguments: Any) -> Any:
+    """Random parameters of the shapes that `init(key, *arguments)` makes, none of them zero.
+
+    Compiling an initialiser takes longer than most tests, and layers that start at zero hide
+    what they do.
+    """
+    rng = np.random.default_rng(1)
+
+    def draw(path: tuple, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        name, noise = str(path[-1].key), rng.standard_normal(leaf.shape)
+        if name == "kernel":
+            fan_in = leaf.shape[-2] * (leaf.shape[0] if "conv" in str(path) else 1)
+            noise = noise / np.sqrt(fan_in)
+        elif name in ("bias", "scale"):
+            noise = 0.1 * noise + (name == "scale")
+        return jnp.asarray(noise, leaf.dtype)
+
+    shapes = jax.eval_shape(init, jax.random.key(0), *arguments)
+    return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
 def frozen_parts() -> Any:
-    """An untrained encoder and quantiser."""
-    params = jax.jit(understanding().init)(jax.random.key(1))
+    """A random encoder and quantiser."""
+    params = drawn(understanding().init)
     return {part: params[part] for part in ("encoder", "quantizer")}
-
-
-def perturbed(params: Any, size: float = 0.05) -> Any:
-    """Adds noise, so that nothing is zero as layers that start at zero are."""
-    leaves, structure = jax.tree.flatten(params)
-    rng = np.random.default_rng(2)
-    noisy = [x + size * rng.standard_normal(x.shape).astype(x.dtype) for x in leaves]
-    return jax.tree.unflatten(structure, noisy)
 
 
 def batch(rows: int = 8, frames: int = 4) -> dict[str, jax.Array]:

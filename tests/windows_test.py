@@ -4,7 +4,30 @@ import numpy as np
 import pytest
 
 from gac_jax.rates import FRAME_SAMPLES
-from gac_jax.windows import BUCKETS, OVERLAP, WINDOW, Window, cut, join, plan
+from gac_jax.windows import Window, cut, join
+from gac_jax.windows import plan as plan_of_size
+
+WINDOW, OVERLAP, BUCKETS = 128, 16, (32, 64, 128)
+
+
+def plan(num_frames: int) -> list[Window]:
+    return plan_of_size(num_frames, WINDOW)
+
+
+@pytest.mark.parametrize("size", [0, -16, 8, 100])
+def test_impossible_windows_are_refused(size: int) -> None:
+    with pytest.raises(ValueError, match="multiples of 16"):
+        plan_of_size(10, size)
+
+
+@pytest.mark.parametrize("size", [16, 32, 64])
+def test_small_windows_join_too(size: int, rng: np.random.Generator) -> None:
+    wave = rng.standard_normal(100 * FRAME_SAMPLES).astype(np.float32)
+    windows = plan_of_size(100, size)
+    assert [f for w in windows for f in range(w.start, w.end)[w.kept]] == list(range(100))
+    found = np.concatenate(list(join(zip(windows, cut([wave], windows), strict=True))))
+    np.testing.assert_allclose(found, wave, atol=1e-6)
+
 
 LENGTHS = [1, 31, 32, 33, WINDOW, WINDOW + 1, 2 * WINDOW - OVERLAP, 300]
 
@@ -35,7 +58,7 @@ def test_windows_are_bounded_overlap_and_know_their_place() -> None:
 
 
 def test_buckets_are_the_smallest_that_fit() -> None:
-    sizes = [Window(0, n, True, True).bucket for n in range(1, WINDOW + 1)]
+    sizes = [Window(0, n, WINDOW, True, True).bucket for n in range(1, WINDOW + 1)]
     assert set(sizes) == set(BUCKETS)
     assert all(min(b for b in BUCKETS if b >= n) == s for n, s in enumerate(sizes, 1))
 

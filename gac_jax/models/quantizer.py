@@ -3,8 +3,9 @@
 The semantic codebook is SimVQ (Zhu et al., 2024): a frozen random basis seen through a learned
 linear map, so that every code moves with every gradient and none dies. The residual codebooks
 (residual VQ, Zeghidour et al., 2021) describe the acoustic feature, one after the other, after
-the semantic code has explained what it can. Gradients pass quantisation by the rotation trick
-(Fifty et al., 2024).
+the semantic code has explained what it can. Gradients pass the semantic code by the rotation
+trick (Fifty et al., 2024), and all residual codes together straight through: a rotation in every
+layer of the chain multiplies up, and exploded in training.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ class Assignment(NamedTuple):
 
     Attributes:
       codes: (B, N) int32, nearest code.
-      points: (B, N, d) the codes' vectors; gradients pass to x by the rotation trick.
+      points: (B, N, d) the codes' vectors.
       loss: () codebook and commitment loss per valid frame, relative to the power of x.
       usage: (size,) mean soft assignment over the valid frames, differentiable.
       confidence: () mean of log size - H(p(z|x)), the literal second term of Eq. 9, in nats.
@@ -69,8 +70,8 @@ class Quantized(NamedTuple):
 
     Attributes:
       codes: (B, 1 + R, N) int32.
-      semantic: (B, N, C) embedding of the semantic code, differentiable.
-      residuals: (R, B, N, C) embedding of each residual code, differentiable.
+      semantic: (B, N, C) embedding of the semantic code alone, differentiable.
+      embedding: (B, N, C) with each row's residual codes, differentiable.
       loss: () codebook and commitment losses, averaged over codebooks.
       semantic_usage: (semantic_size,) mean soft assignment.
       residual_usage: (R, residual_size) mean soft assignments.
@@ -79,15 +80,11 @@ class Quantized(NamedTuple):
 
     codes: jax.Array
     semantic: jax.Array
-    residuals: jax.Array
+    embedding: jax.Array
     loss: jax.Array
     semantic_usage: jax.Array
     residual_usage: jax.Array
     confidence: jax.Array
-
-    def embedding(self, rate: jax.Array) -> jax.Array:
-        """(B, N, C): the semantic embedding plus the first rate (B,) residual ones."""
-        return self.semantic + _sum_first(self.residuals, rate)
 
 
 class Quantizer(nn.Module):
@@ -114,7 +111,7 @@ class Quantizer(nn.Module):
         self.residual_codes = self.param("residual_codes", normal(0.1), shape)
 
     def __call__(
-        self, semantic: jax.Array, acoustic: jax.Array, num_frames: jax.Array
+        self, semantic: jax.Array, acoustic: jax.Array, num_frames: jax.Array, rate: jax.Array
     ) -> Quantized:
         """Quantises features.
 
@@ -122,22 +119,26 @@ class Quantizer(nn.Module):
           semantic: (B, N, Ds) float32.
           acoustic: (B, N, Da) float32.
           num_frames: (B,) int32 valid frames; the rest counts in no loss.
+          rate: (B,) int32, residual codebooks that each row's embedding uses, 0 .. R.
         """
         config = self.config
         valid = jnp.arange(semantic.shape[1])[None] < num_frames[:, None]
-        first = assign(_unit(self.semantic_in(semantic)), self._semantic_codes(), valid, config)
-        meaning = self.semantic_out(first.points)
-        target = self.acoustic_in(normalise(acoustic)) - self.explained(meaning)
+        point = _unit(self.semantic_in(semantic))
+        first = assign(point, self._semantic_codes(), valid, config)
+        meaning = self.semantic_out(rotate(point, first.points))
+        explained = self.explained(jax.lax.stop_gradient(meaning))
+        target = self.acoustic_in(normalise(acoustic)) - explained
 
         def step(residual: jax.Array, codes: jax.Array) -> tuple[jax.Array, Assignment]:
             layer = assign(residual, codes, valid, config)
-            return residual - layer.points, layer
+            return residual - jax.lax.stop_gradient(layer.points), layer
 
         _, rest = jax.lax.scan(step, target, self.residual_codes)
+        detail = self.residual_out(_straight_through(target, rest.points, rate))
         return Quantized(
             codes=jnp.moveaxis(jnp.concatenate([first.codes[None], rest.codes]), 0, 1),
             semantic=meaning,
-            residuals=self.residual_out(rest.points),
+            embedding=meaning + detail,
             loss=(first.loss + jnp.sum(rest.loss)) / (1 + config.num_residual),
             semantic_usage=first.usage,
             residual_usage=rest.usage,
@@ -148,7 +149,7 @@ class Quantizer(nn.Module):
         self, semantic: jax.Array, acoustic: jax.Array, num_frames: jax.Array
     ) -> jax.Array:
         """The codes alone, (B, 1 + R, N) int32; arguments as for a call."""
-        return self(semantic, acoustic, num_frames).codes
+        return self(semantic, acoustic, num_frames, jnp.zeros_like(num_frames)).codes
 
     def embed(self, codes: jax.Array, rate: jax.Array) -> jax.Array:
         """Embeds codes, as the receiver does.
@@ -192,7 +193,7 @@ def assign(
     confidence = jnp.log(float(codebook.shape[0])) + jnp.sum(p * log_p, axis=-1)
     return Assignment(
         codes=codes,
-        points=rotate(x, points),
+        points=points,
         loss=_quantization_loss(x, points, valid, config.commitment),
         usage=masked_mean(p, valid),
         confidence=masked_mean(confidence, valid),
@@ -217,6 +218,16 @@ def rotate(x: jax.Array, target: jax.Array) -> jax.Array:
     rotated = scale * (reflected + 2.0 * jnp.sum(x * e, axis=-1, keepdims=True) * q)
     # The forward value is target to the last bit, so that sender and receiver agree.
     return rotated + jax.lax.stop_gradient(target - rotated)
+
+
+def _straight_through(target: jax.Array, points: jax.Array, rate: jax.Array) -> jax.Array:
+    """Sum of the first rate (B,) of points (R, B, N, d), with the gradient of target (B, N, d).
+
+    A row that uses no residual code passes no gradient.
+    """
+    some = (rate > 0).astype(target.dtype)[:, None, None]
+    through = some * (target - jax.lax.stop_gradient(target))
+    return _sum_first(jax.lax.stop_gradient(points), rate) + through
 
 
 def masked_mean(values: jax.Array, valid: jax.Array) -> jax.Array:

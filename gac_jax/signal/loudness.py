@@ -19,7 +19,6 @@ BLOCK_SAMPLES = BLOCK_FRAMES * FRAME_SAMPLES
 _STEPS_PER_DB = 2
 _FULL_SCALE = 240  # the level byte of 0 dB
 _LOUDEST = 255
-_SILENCE_DB = -119.75  # half a step below the quietest level
 _MAX_STEP = 24
 
 
@@ -78,10 +77,10 @@ def _energy(wave: np.ndarray) -> float:
 
 
 def _quantise(power: np.ndarray) -> np.ndarray:
-    """Level bytes of mean squares."""
+    """Level bytes of mean squares; what lies below -119.75 dB rounds to 0, silence."""
     decibels = 10 * np.log10(np.maximum(power, 1e-30))
-    steps = np.clip(np.round(_STEPS_PER_DB * decibels) + _FULL_SCALE, 1, _LOUDEST)
-    return np.where(decibels < _SILENCE_DB, 0, steps).astype(np.uint8)
+    steps = np.round(_STEPS_PER_DB * decibels) + _FULL_SCALE
+    return np.clip(steps, 0, _LOUDEST).astype(np.uint8)
 
 
 def _limit_steps(levels: np.ndarray) -> np.ndarray:

@@ -58,7 +58,7 @@ def compand(coefficients: jax.Array, exponent: float = 0.4) -> jax.Array:
     magnitude = jnp.abs(coefficients)
     # Below 1, the power has an infinite slope at 0 and a NaN gradient follows unless the zero
     # is replaced before it is raised.
-    positive = magnitude >= jnp.finfo(coefficients.dtype).tiny
+    positive = magnitude > 0
     power = jnp.where(positive, magnitude, 1.0) ** exponent
     return jnp.where(positive, jnp.sign(coefficients) * power, 0.0)
 

@@ -1,7 +1,8 @@
 """Log-mel spectrograms: what the encoder looks at.
 
-Frames are gathered and transformed by an FFT; on a CPU that was four to ten times faster than a
-DFT by matmul. Mel filters are librosa's (Slaney's scale and area normalisation), as Whisper's are.
+Frames are gathered and transformed by an FFT; on two CPU cores that took a half (400 points) to a
+fifth (1,280 points) of the time of a DFT by matmul. Mel filters are librosa's (Slaney's scale and
+area normalisation), as Whisper's are.
 """
 
 from __future__ import annotations

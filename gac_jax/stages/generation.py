@@ -86,7 +86,7 @@ class Generation:
         embedding = self._embed(frozen, batch, frames, rate)
         spectrum = compand(mdct(batch["wave"], frames * MDCT_PER_FRAME), self.config.companding)
         memory = self._measure_scale(memory, spectrum, frames)
-        x1 = spectrum / bin_scale(memory)
+        x1 = spectrum / bin_scale(memory)[None, None]
         t = flow.sample_time(keys[1], frames.shape, self.config.time_mean, self.config.time_std)
         x_t = flow.interpolate(jax.random.normal(keys[2], x1.shape), x1, t)
         keep = jax.random.uniform(keys[3], frames.shape) >= self.config.drop_codes
@@ -102,8 +102,11 @@ class Generation:
         semantic, acoustic = self.features.apply(
             {"params": frozen["encoder"]}, batch["wave"], frames
         )
-        quantized = self.quantizer.apply({"params": frozen["quantizer"]}, semantic, acoustic, frames)
-        return jax.lax.stop_gradient(quantized.embedding(rate))
+        quantizer = {"params": frozen["quantizer"]}
+        codes = self.quantizer.apply(quantizer, semantic, acoustic, frames, method="codes")
+        return jax.lax.stop_gradient(
+            self.quantizer.apply(quantizer, codes, rate, method="embed")
+        )
 
     def _measure_scale(self, memory: Params, spectrum: jax.Array, frames: jax.Array) -> Params:
         """Averages the power of each bin over the first `scale_steps` batches."""
@@ -169,7 +172,7 @@ def time_bucket_losses(per_frame: jax.Array, valid: jax.Array, t: jax.Array) -> 
     bucket = jnp.minimum((t * TIME_BUCKETS).astype(jnp.int32), TIME_BUCKETS - 1)
 
     def mean(i: int) -> jax.Array:
-        chosen = valid & (bucket == i)[:, None]
+        chosen = (valid & (bucket == i)[:, None]).astype(jnp.float32)
         count = jnp.sum(chosen)
         return jnp.sum(per_frame * chosen) / jnp.where(count > 0, count, jnp.nan)
 

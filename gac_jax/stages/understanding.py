@@ -69,9 +69,8 @@ class Understanding:
         wave, frames = jnp.zeros((1, 2 * FRAME_SAMPLES)), jnp.full((1,), 2, jnp.int32)
         encoder = self.features.init(keys[0], wave, frames)
         semantic, acoustic = self.features.apply(encoder, wave, frames)
-        quantizer = self.quantizer.init(keys[1], semantic, acoustic, frames)
-        # Only `embed` and `__call__` together touch every parameter of the quantiser.
-        quantized = self.quantizer.apply(quantizer, semantic, acoustic, frames)
+        quantizer = self.quantizer.init(keys[1], semantic, acoustic, frames, frames)
+        quantized = self.quantizer.apply(quantizer, semantic, acoustic, frames, frames)
         valid = jnp.ones((1, 2 * POOL), bool)
         return {
             "encoder": encoder["params"],
@@ -98,11 +97,13 @@ class Understanding:
         del frozen
         frames = frames_of(batch)
         semantic, acoustic = self._features(params["encoder"], batch["wave"], frames)
-        quantized = self.quantizer.apply({"params": params["quantizer"]}, semantic, acoustic, frames)
         rate = sample_rate_index(key, self.config.rate_weights, frames.shape[0])
+        quantized = self.quantizer.apply(
+            {"params": params["quantizer"]}, semantic, acoustic, frames, rate
+        )
         usage, memory = self._update_usage(memory, quantized, frames)
         terms = {
-            "mel": lambda: self._mel_error(params, quantized.embedding(rate), batch, frames),
+            "mel": lambda: self._mel_error(params, quantized.embedding, batch, frames),
             "feature": lambda: self._feature_error(params, quantized, semantic, frames),
             "codes": lambda: quantized.loss,
             "info": lambda: information(usage["semantic"]) + jnp.mean(information(usage["residual"])),
@@ -177,8 +178,8 @@ def information(p: jax.Array) -> jax.Array:
 
 def hard_usage(codes: jax.Array, frames: jax.Array, config: QuantizerConfig) -> Params:
     """Share of each code among the valid frames: {"semantic_hits", "residual_hits"}."""
-    valid = jnp.arange(codes.shape[2])[None] < frames[:, None]
-    share = valid.astype(jnp.float32) / jnp.maximum(jnp.sum(valid), 1)
+    valid = (jnp.arange(codes.shape[2])[None] < frames[:, None]).astype(jnp.float32)
+    share = valid / jnp.maximum(jnp.sum(valid), 1.0)
 
     def histogram(row: jax.Array, size: int) -> jax.Array:
         return jnp.zeros((size,)).at[row.ravel()].add(share.ravel())

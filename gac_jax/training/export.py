@@ -58,6 +58,7 @@ def export(config: ConfigDict, params: Params, folder: Path) -> Path:
         "encoder": config.encoder.to_dict(),
         "quantizer": config.quantizer.to_dict(),
         "decoder": config.decoder.to_dict(),
+        "window": config.generation.crop_frames,
         "companding": config.generation.objective.companding,
         "sampling": {k: config.sampling[k] for k in ("steps", "solver", "guidance")},
         "steps": {name: config[name].steps for name in config.stages},

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
-import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from gac_jax import model_folder
@@ -26,7 +25,7 @@ from gac_jax.stages.generation import Generation, GenerationConfig, bin_scale
 from gac_jax.stages.task import Params, Task
 from gac_jax.stages.understanding import Understanding, UnderstandingConfig
 from gac_jax.training.export import export
-from gac_jax.training.loop import LoopConfig, run_stage
+from gac_jax.training.loop import LoopConfig, NumpyBatch, StageRun, run_stage
 from gac_jax.training.optimizer import OptimizerConfig
 from gac_jax.training.state import TrainState
 
@@ -38,7 +37,7 @@ def run(config: ConfigDict, workdir: Path) -> Path:
 
     Args:
       config: as made by `configs.base`.
-      workdir: keeps checkpoints, logs and, at the end, the model.
+      workdir: keeps checkpoints and logs of each stage and, at the end, the model.
 
     Returns:
       The model folder.
@@ -46,14 +45,16 @@ def run(config: ConfigDict, workdir: Path) -> Path:
     Raises:
       UserError: bad configuration, data or checkpoint.
     """
-    mesh = make_mesh(**config.mesh)
+    try:
+        mesh = make_mesh(**config.mesh)
+        tasks = [build_task(name, config) for name in config.stages]
+    except (TypeError, ValueError) as error:
+        raise UserError(f"configuration: {error}") from error
     trained: Params = {}
     with jax.set_mesh(mesh):
-        for name in config.stages:
-            task = build_task(name, config)
-            start = _start(name, config)
-            state = _run_stage(task, config, workdir, mesh, trained, start)
-            trained = {**trained, **_kept(name, state)}
+        for task in tasks:
+            state = run_stage(_stage_run(task, config, workdir, mesh, trained))
+            trained = {**trained, **_kept(task.name, state)}
     return export(config, trained, workdir / MODEL)
 
 
@@ -62,6 +63,8 @@ def build_task(name: str, config: ConfigDict) -> Task:
 
     Raises:
       UserError: unknown stage.
+      TypeError: an unknown key in the configuration of a part.
+      ValueError: an impossible value.
     """
     encoder, quantizer = EncoderConfig(**config.encoder), QuantizerConfig(**config.quantizer)
     if name == "understanding":
@@ -74,40 +77,37 @@ def build_task(name: str, config: ConfigDict) -> Task:
     raise UserError(f"unknown stage {name!r} in config.stages; known: understanding, generation")
 
 
-def loop_config(stage: ConfigDict, seed: int) -> LoopConfig:
-    """The part of a stage's configuration that the loop reads."""
-    names = {f.name for f in dataclasses.fields(LoopConfig)} - {"seed"}
-    return LoopConfig(seed=seed, **{name: stage[name] for name in names})
-
-
-def _run_stage(
-    task: Task, config: ConfigDict, workdir: Path, mesh: jax.sharding.Mesh, trained: Params, start: Params
-) -> TrainState:
+def _stage_run(
+    task: Task, config: ConfigDict, workdir: Path, mesh: Mesh, trained: Params
+) -> StageRun:
     stage = config[task.name]
     crop = stage.crop_frames * FRAME_SAMPLES
-    return run_stage(
+    names = {field.name for field in dataclasses.fields(LoopConfig)} - {"seed"}
+    return StageRun(
         task=task,
-        loop=loop_config(stage, config.seed),
-        optimizer_config=OptimizerConfig(**stage.optimizer),
+        loop=LoopConfig(seed=config.seed, **{name: stage[name] for name in names}),
+        optimizer=OptimizerConfig(**stage.optimizer),
         config=config.to_dict(),
         folder=os.fspath(workdir / task.name),
         mesh=mesh,
-        frozen={k: trained[k] for k in model_folder.FINGERPRINTED if k in trained},
-        start=start,
-        train_batches=partial(
-            train_batches, config.data, stage.batch_size, crop, config.seed,
-            process_index=jax.process_index(), process_count=jax.process_count(),
-        ),
-        validation_batches=_validation(config.data, stage.batch_size, crop),
+        frozen=trained,
+        start=_start(task.name, config),
+        train_batches=_training(config, stage.batch_size, crop),
+        validation_batches=_validation(config, stage.batch_size, crop),
     )
 
 
+def _training(config: ConfigDict, batch_size: int, crop: int) -> Callable[[int], object]:
+    share = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+    return partial(train_batches, config.data, batch_size, crop, config.seed, **share)
+
+
 def _validation(
-    data: ConfigDict, batch_size: int, crop: int
-) -> Callable[[], Iterator[dict[str, np.ndarray]]]:
-    if not data.validation_percent:
-        return lambda: iter(())
-    return partial(validation_batches, data, batch_size, crop, data.validation_batches)
+    config: ConfigDict, batch_size: int, crop: int
+) -> Callable[[], Iterable[NumpyBatch]]:
+    share = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+    count = config.data.validation_batches
+    return partial(validation_batches, config.data, batch_size, crop, count, **share)
 
 
 def _start(stage: str, config: ConfigDict) -> Params:
@@ -117,7 +117,7 @@ def _start(stage: str, config: ConfigDict) -> Params:
     sizes, params = load_whisper_encoder(Path(config.whisper))
     wanted = {name: config.encoder[name] for name in sizes}
     if sizes != wanted:
-        raise UserError(f"{config.whisper}: Whisper of sizes {sizes}, but config.encoder has {wanted}")
+        raise UserError(f"{config.whisper}: Whisper has {sizes}, but config.encoder is {wanted}")
     return {"encoder": {"semantic": params}}
 
 

@@ -104,6 +104,11 @@ def test_missing_data_set_is_refused(tmp_path, monkeypatch, name):
         open_source(f"tfds:{name}")
 
 
+def test_folder_that_is_no_data_set_is_refused(tmp_path):
+    with pytest.raises(UserError, match="holds dataset_info.json"):
+        open_source(f"tfds:{tmp_path}:train")
+
+
 def test_packed_data_set_is_not_packed_again(packed, tmp_path):
     with pytest.raises(UserError, match="packed already"):
         pack(f"tfds:{packed}:train", str(tmp_path / "again"))

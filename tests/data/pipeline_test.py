@@ -59,6 +59,13 @@ def test_stream_repeats_and_depends_on_the_seed(corpus):
     assert orders[0] != orders[1]
 
 
+def test_places_of_crops_depend_on_the_seed(write_clip):
+    folder = write_clip("one/sound.wav", 1.0).parent
+    data = config(folder, validation_percent=0.0)
+    first, second = (take(1, data, seed=seed)[0] for seed in (0, 1))
+    assert all((a != b).any() for a, b in zip(first["wave"], second["wave"], strict=True))
+
+
 @pytest.mark.parametrize("start", [1, 7])
 def test_resumed_stream_equals_unbroken_one(corpus, start):
     data = config(corpus)

@@ -14,23 +14,18 @@ from gac_jax.models.encoder import (
     normalised_log_mel,
 )
 from gac_jax.rates import FRAME_SAMPLES, SAMPLE_RATE
-from tests.tiny import ENCODER, batch, perturbed
+from tests.tiny import ENCODER, batch, drawn, jit
 
 
 @pytest.fixture(scope="module")
-def fresh() -> Any:
+def params() -> Any:
     wave, frames = jnp.zeros((1, FRAME_SAMPLES)), jnp.ones((1,), jnp.int32)
-    return jax.jit(Features(ENCODER).init)(jax.random.key(0), wave, frames)
+    return drawn(Features(ENCODER).init, wave, frames)["params"]
 
 
-@pytest.fixture
-def params(fresh: Any) -> Any:
-    return perturbed(fresh)
-
-
-@jax.jit
+@jit
 def describe(params: Any, wave: jax.Array, frames: jax.Array) -> tuple[jax.Array, jax.Array]:
-    return Features(ENCODER).apply(params, wave, frames)
+    return Features(ENCODER).apply({"params": params}, wave, frames)
 
 
 def test_features_come_at_the_code_rate(params: Any) -> None:
@@ -68,13 +63,12 @@ def test_only_the_acoustic_feature_hears_above_8_khz(params: Any) -> None:
 def test_padding_does_not_reach_the_whisper_tower(rng: np.random.Generator) -> None:
     tower, valid = WhisperEncoder(ENCODER), jnp.arange(10)[None] < 6
     mel = jnp.asarray(rng.standard_normal((1, 80, 20)), jnp.float32)
-    params = jax.jit(tower.init)(jax.random.key(0), mel, valid)
+    params = drawn(tower.init, mel, valid)
 
-    @jax.jit
     def valid_part(mel: jax.Array) -> jax.Array:
         return jnp.sum(tower.apply(params, mel, valid)[:, :6] ** 3)
 
-    reach = np.asarray(jax.grad(valid_part)(mel)).any(axis=(0, 1))
+    reach = np.asarray(jit(jax.grad(valid_part))(mel)).any(axis=(0, 1))
     # Two mel frames make one feature; the convolutions look two mel frames further, and no more.
     np.testing.assert_array_equal(reach, np.arange(20) < 6 * 2 + 1)
 
@@ -83,9 +77,9 @@ def test_padding_does_not_reach_the_acoustic_feature(params: Any) -> None:
     wave, frames = batch(rows=1)["wave"], jnp.asarray([2])
 
     def valid_part(wave: jax.Array) -> jax.Array:
-        return jnp.sum(Features(ENCODER).apply(params, wave, frames)[1][:, :2] ** 2)
+        return jnp.sum(Features(ENCODER).apply({"params": params}, wave, frames)[1][:, :2] ** 2)
 
-    gradient = jax.jit(jax.grad(valid_part))(wave)
+    gradient = jit(jax.grad(valid_part))(wave)
     # The last valid mel frame's window reaches half a hop beyond it.
     assert not gradient[0, 2 * FRAME_SAMPLES + 320 :].any()
     assert gradient[0, : 2 * FRAME_SAMPLES].any()
@@ -95,9 +89,9 @@ def test_silence_and_empty_rows_are_finite(params: Any) -> None:
     wave, frames = jnp.zeros((2, 2 * FRAME_SAMPLES)), jnp.asarray([2, 0])
 
     def loss(params: Any) -> jax.Array:
-        return sum(jnp.sum(x**2) for x in Features(ENCODER).apply(params, wave, frames))
+        return sum(jnp.sum(x**2) for x in Features(ENCODER).apply({"params": params}, wave, frames))
 
-    gradient = jax.jit(jax.grad(loss))(params)
+    gradient = jit(jax.grad(loss))(params)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
 
 
@@ -105,9 +99,9 @@ def gradient(config: EncoderConfig, params: Any) -> Any:
     wave, frames = batch(rows=2, frames=2)["wave"], jnp.asarray([2, 1])
 
     def loss(params: Any) -> jax.Array:
-        return sum(jnp.mean(x**2) for x in Features(config).apply(params, wave, frames))
+        return sum(jnp.mean(x**2) for x in Features(config).apply({"params": params}, wave, frames))
 
-    return jax.jit(jax.value_and_grad(loss))(params)
+    return jit(jax.value_and_grad(loss))(params)
 
 
 def test_recomputing_activations_changes_nothing(params: Any) -> None:
@@ -120,7 +114,7 @@ def test_recomputing_activations_changes_nothing(params: Any) -> None:
 def test_bfloat16_matmuls_are_close_to_float32(params: Any) -> None:
     features = Features(dataclasses.replace(ENCODER, dtype="bfloat16"))
     wave, frames = batch(rows=2)["wave"], jnp.asarray([4, 3])
-    found = jax.jit(features.apply)(params, wave, frames)
+    found = jit(features.apply)({"params": params}, wave, frames)
     for a, b in zip(found, describe(params, wave, frames), strict=True):
         assert a.dtype == jnp.float32
         assert 0 < float(jnp.linalg.norm(a - b) / jnp.linalg.norm(b)) < 0.03

@@ -10,7 +10,7 @@ import pytest
 from gac_jax.models.encoder import EncoderConfig, Features
 from gac_jax.models.flow_decoder import DecoderConfig, FlowDecoder
 from gac_jax.stages.generation import init_decoder, predict
-from tests.tiny import perturbed
+from tests.tiny import drawn, jit
 
 CONFIG = DecoderConfig(width=32, depth=2, head_dim=16, condition_blocks=1, bins=20)
 CODES, CHANNELS = 6, 12
@@ -18,14 +18,8 @@ FRAMES = jnp.asarray([CODES, 4], jnp.int32)
 
 
 @pytest.fixture(scope="module")
-def fresh() -> Any:
-    init = jax.jit(lambda key: init_decoder(FlowDecoder(CONFIG), CHANNELS, key))
-    return init(jax.random.key(0))
-
-
-@pytest.fixture
-def params(fresh: Any) -> Any:
-    return perturbed(fresh, size=0.2)
+def params() -> Any:
+    return drawn(lambda key: init_decoder(FlowDecoder(CONFIG), CHANNELS, key))
 
 
 @pytest.fixture
@@ -43,9 +37,11 @@ def inputs(rng: np.random.Generator) -> dict[str, jax.Array]:
     }
 
 
-@jax.jit
-def run(params: Any, inputs: dict[str, jax.Array]) -> jax.Array:
+def decode(params: Any, inputs: dict[str, jax.Array]) -> jax.Array:
     return predict(FlowDecoder(CONFIG), params, **inputs)
+
+
+run = jit(decode)
 
 
 def size_of(tree: Any) -> int:
@@ -79,8 +75,13 @@ def test_the_flagship_has_1_8_billion_parameters() -> None:
     assert size_of(encoder) + decoder_size(config) == pytest.approx(1.8e9, rel=0.01)
 
 
-def test_an_untrained_decoder_predicts_silence(fresh: Any, inputs: dict[str, jax.Array]) -> None:
+def test_an_untrained_decoder_predicts_silence(params: Any, inputs: dict[str, jax.Array]) -> None:
+    """It ends in a layer of zeros, and every block starts as the identity."""
+    fresh = jit(lambda key: init_decoder(FlowDecoder(CONFIG), CHANNELS, key))(jax.random.key(0))
     assert not run(fresh, inputs).any()
+    assert not fresh["blocks"]["modulation"]["affine"]["kernel"].any()
+    named = {k: v for k, v in fresh.items() if k != "output"}
+    assert all(leaf.any() for leaf in jax.tree.leaves(named["input"]["kernel"]))
 
 
 def test_output_has_the_shape_of_the_spectrum(params: Any, inputs: dict[str, jax.Array]) -> None:
@@ -112,10 +113,10 @@ def test_padding_does_not_reach_valid_frames(params: Any, inputs: dict[str, jax.
 
 def test_no_gradient_reaches_padding(params: Any, inputs: dict[str, jax.Array]) -> None:
     def valid_part(x_t: jax.Array, embedding: jax.Array) -> jax.Array:
-        found = run(params, {**inputs, "x_t": x_t, "embedding": embedding})
+        found = decode(params, {**inputs, "x_t": x_t, "embedding": embedding})
         return jnp.sum(found[1, :16] ** 2)
 
-    to_x, to_codes = jax.jit(jax.grad(valid_part, (0, 1)))(inputs["x_t"], inputs["embedding"])
+    to_x, to_codes = jit(jax.grad(valid_part, (0, 1)))(inputs["x_t"], inputs["embedding"])
     assert not to_x[1, 16:].any() and not to_codes[1, 4:].any() and not to_x[0].any()
     assert to_x[1, :16].any(axis=-1).all() and to_codes[1, :4].any(axis=-1).all()
 
@@ -131,9 +132,9 @@ def test_without_condition_codes_and_rate_are_unseen(
 
 def test_an_empty_row_is_finite(params: Any, inputs: dict[str, jax.Array]) -> None:
     def loss(params: Any) -> jax.Array:
-        return jnp.sum(run(params, {**inputs, "frames": jnp.asarray([6, 0])}) ** 2)
+        return jnp.sum(decode(params, {**inputs, "frames": jnp.asarray([6, 0])}) ** 2)
 
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.jit(jax.grad(loss))(params)))
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jit(jax.grad(loss))(params)))
 
 
 def test_recomputing_activations_changes_nothing(params: Any, inputs: dict[str, jax.Array]) -> None:
@@ -141,7 +142,7 @@ def test_recomputing_activations_changes_nothing(params: Any, inputs: dict[str, 
         def loss(params: Any) -> jax.Array:
             return jnp.mean(predict(FlowDecoder(config), params, **inputs) ** 2)
 
-        return jax.jit(jax.value_and_grad(loss))(params)
+        return jit(jax.value_and_grad(loss))(params)
 
     plain, remat = gradient(CONFIG), gradient(dataclasses.replace(CONFIG, remat=True))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), plain, remat)
@@ -152,7 +153,7 @@ def test_bfloat16_matmuls_are_close_to_float32(params: Any, inputs: dict[str, ja
     decoder = FlowDecoder(dataclasses.replace(CONFIG, dtype="bfloat16"))
     init = jax.eval_shape(lambda key: init_decoder(decoder, CHANNELS, key), jax.random.key(0))
     assert {leaf.dtype for leaf in jax.tree.leaves(init)} == {jnp.dtype("float32")}
-    found = jax.jit(lambda params: predict(decoder, params, **inputs))(params)
+    found = jit(lambda params: predict(decoder, params, **inputs))(params)
     expected = run(params, inputs)
     assert found.dtype == jnp.float32
     assert 0 < float(jnp.linalg.norm(found - expected) / jnp.linalg.norm(expected)) < 0.03

@@ -15,6 +15,7 @@ from gac_jax.models.layers import (
     rotary,
     sinusoids,
 )
+from tests.tiny import drawn, jit
 
 
 def normals(rng: np.random.Generator, *shape: int) -> jax.Array:
@@ -109,13 +110,13 @@ def test_padding_does_not_reach_valid_frames_of_convnext(rng: np.random.Generato
     x, lengths = normals(rng, 2, 12, 8), [12, 7]
     block = ConvNeXtBlock()
     valid = jnp.arange(12)[None] < jnp.asarray(lengths)[:, None]
-    params = jax.jit(block.init)(jax.random.key(0), x, valid)
-    apply = jax.jit(block.apply)
+    params = drawn(block.init, x, valid)
+    apply = jit(block.apply)
 
     def valid_part(x: jax.Array) -> jax.Array:
-        return jnp.sum(jnp.where(valid[..., None], apply(params, x, valid), 0.0) ** 2)
+        return jnp.sum(jnp.where(valid[..., None], block.apply(params, x, valid), 0.0) ** 2)
 
-    gradient = jax.grad(valid_part)(x)
+    gradient = jit(jax.grad(valid_part))(x)
     assert not gradient[1, 7:].any() and np.abs(gradient[1, :7]).min(axis=-1).all()
     alone = apply(params, x[1:, :7], jnp.ones((1, 7), bool))
     np.testing.assert_allclose(apply(params, x, valid)[1, :7], alone[0], atol=1e-5)
@@ -125,6 +126,6 @@ def test_padding_does_not_reach_valid_frames_of_convnext(rng: np.random.Generato
 
 def test_convnext_sees_its_neighbours(rng: np.random.Generator) -> None:
     x, valid, block = normals(rng, 1, 15, 4), jnp.ones((1, 15), bool), ConvNeXtBlock(kernel_size=7)
-    params = jax.jit(block.init)(jax.random.key(0), x, valid)
-    reach = jax.jit(jax.grad(lambda x: jnp.sum(block.apply(params, x, valid)[0, 7] ** 2)))(x)
+    params = drawn(block.init, x, valid)
+    reach = jit(jax.grad(lambda x: jnp.sum(block.apply(params, x, valid)[0, 7] ** 2)))(x)
     np.testing.assert_array_equal(reach[0].any(axis=-1), np.abs(np.arange(15) - 7) <= 3)

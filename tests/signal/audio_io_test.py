@@ -227,6 +227,16 @@ def test_samples_beyond_full_scale_are_clipped_and_counted(tmp_path: Path) -> No
     np.testing.assert_allclose(read_audio(tmp_path / "a.wav"), [0.5, 1, -1, 1, -1, 1], atol=2**-15)
 
 
+@pytest.mark.parametrize("extension", ["ogg", "opus", "mp3"])
+def test_lossy_formats_get_clipped_samples_too(tmp_path: Path, extension: str) -> None:
+    path = tmp_path / f"a.{extension}"
+    with AudioWriter(path) as writer:
+        writer.write(10 * tones(32_000, 1.0))
+    assert 20_000 < writer.clipped < 48_000  # Opus counts at 48 kHz
+    # A lossy codec overshoots at corners and, in Opus, at the very end; unclipped this is near 5.
+    assert np.quantile(np.abs(soundfile.read(path, dtype="float32")[0]), 0.99) < 1.5
+
+
 def test_one_block_may_be_long(tmp_path: Path) -> None:
     with AudioWriter(tmp_path / "a.ogg") as writer:
         writer.write(np.zeros(3_000_000, np.float32))  # would overflow the stack of libsndfile

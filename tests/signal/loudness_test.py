@@ -83,6 +83,13 @@ def test_gain_is_zero_in_silent_blocks_and_ignores_them_elsewhere() -> None:
     np.testing.assert_allclose(decibels[1, -1], -30, atol=1e-3)
 
 
+def test_the_last_block_goes_on_beyond_its_end() -> None:
+    sounding = gain_curve(np.array([0, 200], np.uint8), 0, 3 * BLOCK_SAMPLES).reshape(3, -1) > 0
+    assert sounding.all(axis=1).tolist() == [False, True, True]
+    silent = gain_curve(np.array([200, 0], np.uint8), 0, 3 * BLOCK_SAMPLES).reshape(3, -1) == 0
+    assert silent.all(axis=1).tolist() == [False, True, True]
+
+
 def test_all_silence_has_no_gain() -> None:
     assert not gain_curve(np.zeros(2, np.uint8), 0, 100).any()
 

@@ -1,0 +1,154 @@
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import pytest
+from absl import flags
+from ml_collections import config_flags
+
+from gac_jax import cli
+from gac_jax.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# ml_collections loads a configuration file by a method that Python is going to drop.
+pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+
+
+@pytest.fixture
+def parse(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
+    """Parses a command line of --size (1 to 9) and --config."""
+    values = flags.FlagValues()
+    flags.DEFINE_integer("size", 1, "A size.", 1, 9, flag_values=values)
+    config_flags.DEFINE_config_file("config", None, "A config.", flag_values=values)
+    monkeypatch.setattr(flags, "FLAGS", values)
+
+    def parse(*arguments: str) -> list[str]:
+        monkeypatch.setattr(sys, "argv", ["program", *arguments])  # config_flags looks there
+        return cli._parse(sys.argv)
+
+    return parse
+
+
+def python(*lines: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", "\n".join(["from gac_jax import cli", *lines])]
+    env = {**os.environ, **environment}
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+
+
+def test_good_flags_parse(parse: Callable[..., list[str]]) -> None:
+    parse("--size=3", "--config=configs/tiny.py", "--config.decoder.depth=2")
+    assert flags.FLAGS.size == 3 and flags.FLAGS.config.decoder.depth == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--sise=2"], "Unknown command line flag 'sise'"),
+        (["--size=0"], "--size=0"),
+        (["--size=x"], "--size=x"),
+        (["--size"], "Missing value for flag --size"),
+        (["file.wav"], "unexpected argument 'file.wav'"),
+        (["--config=configs/nowhere.py"], "configs/nowhere.py"),
+        (
+            ["--config=configs/tiny.py", "--config.decoder.dpeth=2"],
+            "error: --config: no such field: 'dpeth'",
+        ),
+        (["--config=configs/tiny.py", "--config.decoder.depth=x"], "config.decoder.depth"),
+        (["--config=configs/tiny.py", "--config.decoder=1"], "decoder"),
+    ],
+)
+def test_a_wrong_command_line_is_told_in_one_line(
+    parse: Callable[..., list[str]],
+    capfd: pytest.CaptureFixture[str],
+    arguments: list[str],
+    told: str,
+) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        parse(*arguments)
+    out, err = capfd.readouterr()
+    assert (exit_.value.code, out) == (2, "")
+    assert err.startswith("error: ") and err.count("\n") == 1 and told in err
+
+
+def test_a_users_mistake_is_told_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    def main() -> None:
+        raise UserError("a.wav: \n broken")
+
+    with pytest.raises(SystemExit) as exit_:
+        cli._guard(main)
+    assert exit_.value.code == 2
+    assert capsys.readouterr() == ("", "error: a.wav: broken\n")
+
+
+def test_several_mistakes_are_told_one_line_each(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        cli.fail("first", "second")
+    assert exit_.value.code == 2
+    assert capsys.readouterr().err == "error: first\nerror: second\n"
+
+
+def test_a_programmers_mistake_keeps_its_traceback() -> None:
+    with pytest.raises(ZeroDivisionError):
+        cli._guard(lambda: 1 / 0)  # type: ignore[arg-type]  # only its exception matters
+
+
+def test_ctrl_c_is_quiet(capsys: pytest.CaptureFixture[str]) -> None:
+    def main() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as exit_:
+        cli._guard(main)
+    assert exit_.value.code == 130
+    assert capsys.readouterr() == ("", "")
+
+
+def test_sigterm_lets_with_statements_clean_up() -> None:
+    result = python(
+        "import os, signal",
+        "def main():",
+        "    try: os.kill(os.getpid(), signal.SIGTERM); signal.pause()",
+        "    finally: print('clean')",
+        "cli.run(main)",
+    )
+    assert (result.returncode, result.stdout, result.stderr) == (143, "clean\n", "")
+
+
+def test_a_closed_pipe_is_quiet() -> None:
+    result = python(
+        "import os",
+        "def main():",
+        "    read, write = os.pipe(); os.dup2(write, 1); os.close(write); os.close(read)",
+        "    print('nobody hears this', flush=True)",
+        "cli.run(main)",
+    )
+    assert (result.returncode, result.stderr) == (141, "")
+
+
+def test_programs_are_kept_by_version_of_jax(tmp_path: Path) -> None:
+    result = python(
+        "import jax",
+        "cli.use_compilation_cache()",
+        "jax.jit(lambda x: x + 1)(1.0)",
+        JAX_COMPILATION_CACHE_DIR="",
+        XDG_CACHE_HOME=str(tmp_path),
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+    assert list((tmp_path / "gac_jax" / f"jax-{jax.__version__}").iterdir())
+
+
+@pytest.mark.parametrize("home", ["chosen elsewhere", "relative", "/dev/null"])
+def test_no_cache_where_none_can_be(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, home: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path) if home == "chosen elsewhere" else home)
+    if home != "chosen elsewhere":
+        monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+    before = jax.config.values["jax_compilation_cache_dir"]
+    cli.use_compilation_cache()
+    assert jax.config.values["jax_compilation_cache_dir"] == before
+    assert not list(tmp_path.iterdir())
