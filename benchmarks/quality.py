@@ -90,7 +90,8 @@ def _stoi(reference: np.ndarray, decoded: np.ndarray) -> float | None:
 
 
 def _report(scores: dict[tuple[str, float], dict[str, list[float]]]) -> None:
-    lines = ["| domain | kbps | measured | log-mel dB | STOI | clips |", "|---|---|---|---|---|---|"]
+    head = ["domain", "kbps", "measured", "log-mel dB", "STOI", "clips"]
+    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
     for (domain, rate), row in sorted(scores.items()):
         mean = {name: float(np.mean(values)) for name, values in row.items()}
         count = len(row["log_mel_db"])

@@ -11,7 +11,11 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     config.name = "base"  # name of the model folder's card
     config.seed = 0  # of initialisation, noise and the data order
-    config.stages = ("understanding", "generation")  # run in this order
+    config.stages = ("understanding", "generation")  # or one of them
+    # Bundled model or model folder ("" is none) that stands in for config.encoder and
+    # config.quantizer, sizes included. The stage understanding goes on training its weights;
+    # without that stage they stay as they are, and the new model reads the old one's files.
+    config.init_from = ""
 
     config.data = data = ConfigDict()
     data.root = ""  # folder, manifest (.csv, .jsonl) or tfds:NAME:SPLIT; "" is the bundled clips

@@ -1,6 +1,6 @@
 """Whisper-medium encoder and the report's 493 M decoder (L).
 
-    python -m gac_jax.train --config=configs/large.py --workdir=DIR --config.data.root=DATA
+Run: python -m gac_jax.train --config=configs/large.py --workdir=DIR --config.data.root=DATA
 """
 
 from ml_collections import ConfigDict

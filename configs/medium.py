@@ -1,6 +1,6 @@
 """Whisper-small encoder and the report's 140 M decoder (M).
 
-    python -m gac_jax.train --config=configs/medium.py --workdir=DIR --config.data.root=DATA
+Run: python -m gac_jax.train --config=configs/medium.py --workdir=DIR --config.data.root=DATA
 """
 
 from ml_collections import ConfigDict

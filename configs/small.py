@@ -1,6 +1,6 @@
 """Whisper-base encoder and the report's 40.7 M decoder (S).
 
-    python -m gac_jax.train --config=configs/small.py --workdir=DIR --config.data.root=DATA
+Run: python -m gac_jax.train --config=configs/small.py --workdir=DIR --config.data.root=DATA
 """
 
 from ml_collections import ConfigDict

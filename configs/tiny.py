@@ -1,6 +1,6 @@
 """Both stages on the bundled clips in under three minutes on two CPU cores: for trying and tests.
 
-    python -m gac_jax.train --config=configs/tiny.py --workdir=/tmp/tiny
+Run: python -m gac_jax.train --config=configs/tiny.py --workdir=/tmp/tiny
 """
 
 from ml_collections import ConfigDict

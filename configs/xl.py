@@ -1,6 +1,6 @@
 """The 1.8 B flagship: Whisper-large-v3-size encoder (637 M) and an 1152 M decoder.
 
-    python -m gac_jax.train --config=configs/xl.py --workdir=DIR --config.data.root=DATA
+Run: python -m gac_jax.train --config=configs/xl.py --workdir=DIR --config.data.root=DATA
 """
 
 from ml_collections import ConfigDict

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -19,9 +20,9 @@ def run(main: Callable[[], None]) -> None:
     Exit codes: 0 done; 2 a mistake in flags, files or audio, told in one line on stderr;
     130 and 143 stopped by Ctrl-C or SIGTERM.
     """
-    # An exception, unlike a signal, lets `with` statements remove what is half written.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    logging.set_verbosity(logging.WARNING)  # --verbosity changes it
+    signal.signal(signal.SIGTERM, _terminate)
+    # JAX and Orbax tell every step otherwise; --verbosity changes it.
+    logging.set_verbosity(logging.WARNING)
     app.run(lambda _: _guard(main), flags_parser=_parse)
 
 
@@ -54,6 +55,21 @@ def fail(*messages: str) -> None:
     sys.exit(2)
 
 
+class _Terminated(BaseException):
+    """SIGTERM, as an exception: it lets `with` statements remove what is half written."""
+
+
+def _terminate(*_: object) -> None:
+    raise _Terminated
+
+
+def _leave(code: int) -> None:
+    """Exits at once: XLA may still be computing, and would crash in an interpreter that ends."""
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+    os._exit(code)
+
+
 def _parse(argv: Sequence[str]) -> list[str]:
     try:
         rest = flags.FLAGS(argv)
@@ -84,7 +100,9 @@ def _guard(main: Callable[[], None]) -> None:
     except UserError as error:
         fail(str(error))
     except KeyboardInterrupt:
-        sys.exit(130)
+        _leave(130)
+    except _Terminated:
+        _leave(143)
     except BrokenPipeError:  # the reader of our output, such as `head`, has left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)

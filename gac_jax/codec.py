@@ -63,11 +63,7 @@ def load(model: str | Path = "mini", batch_size: int = 1) -> Codec:
     Raises:
       UserError: no such model, or its files are damaged.
     """
-    bundled = BUNDLED / str(model)
-    folder = bundled if (bundled / "config.json").is_file() else Path(model)
-    if not folder.is_dir():
-        names = ", ".join(sorted(p.parent.name for p in BUNDLED.glob("*/config.json"))) or "none"
-        raise UserError(f"{model}: no such model (bundled: {names}; or give a model folder)")
+    folder = find(model)
     config, params = model_folder.load(folder)
     try:
         codec = Codec(config, params, batch_size)
@@ -75,6 +71,20 @@ def load(model: str | Path = "mini", batch_size: int = 1) -> Codec:
         raise UserError(f"{folder}: config.json does not describe a model ({error})") from error
     model_folder.check(folder, params, codec.abstract_params())
     return codec
+
+
+def find(model: str | Path) -> Path:
+    """The folder of a model that ships with the package, or the model folder itself.
+
+    Raises:
+      UserError: neither.
+    """
+    bundled = BUNDLED / str(model)
+    folder = bundled if (bundled / "config.json").is_file() else Path(model)
+    if not folder.is_dir():
+        names = ", ".join(sorted(p.parent.name for p in BUNDLED.glob("*/config.json"))) or "none"
+        raise UserError(f"{model}: no such model (bundled: {names}; or give a model folder)")
+    return folder
 
 
 class Codec:
@@ -265,9 +275,13 @@ class Codec:
     def _sampling(
         self, seed: int, steps: int | None, solver: str | None, guidance: float | None
     ) -> Sampling:
-        given = {"steps": steps, "solver": solver, "guidance": guidance}
-        chosen = {k: self.config["sampling"][k] if v is None else v for k, v in given.items()}
-        sampling = Sampling(seed=seed, **chosen)
+        default = self.config["sampling"]
+        sampling = Sampling(
+            steps=default["steps"] if steps is None else steps,
+            solver=default["solver"] if solver is None else solver,
+            guidance=default["guidance"] if guidance is None else guidance,
+            seed=seed,
+        )
         if not 1 <= sampling.steps <= 1000:
             raise UserError(f"steps must be 1 .. 1000, not {sampling.steps}")
         if sampling.solver not in flow.SOLVERS:
@@ -288,9 +302,7 @@ class Codec:
         group: list[Job] = []
         for job in jobs:
             bucket = window_of(job).bucket
-            if group and (
-                len(group) == self.batch_size or window_of(group[0]).bucket != bucket
-            ):
+            if group and (len(group) == self.batch_size or window_of(group[0]).bucket != bucket):
                 yield from zip(group, run(group, window_of(group[0]).bucket), strict=False)
                 group = []
             group.append(job)
@@ -315,9 +327,16 @@ class Codec:
             rate[row], frames[row] = tokens.num_residuals, window.frames
             start[row] = window.start * MDCT_PER_FRAME
         wave = self._decode_windows(
-            self._params, codes, rate, frames, start, np.uint32(sampling.seed),
-            flow.time_grid(sampling.steps), np.float32(sampling.guidance),
-            solver=sampling.solver, guided=sampling.guidance != 1.0,
+            self._params,
+            codes,
+            rate,
+            frames,
+            start,
+            np.uint32(sampling.seed),
+            flow.time_grid(sampling.steps),
+            np.float32(sampling.guidance),
+            solver=sampling.solver,
+            guided=sampling.guidance != 1.0,
         )
         return np.asarray(wave)
 
@@ -351,21 +370,17 @@ class Codec:
             kept = jnp.full(rate.shape, keep)
             return decoder.apply(variables, embedding, rate, kept, frames, method="condition")
 
-        def field(signal: jax.Array, frames: jax.Array, x: jax.Array, t: jax.Array) -> jax.Array:
-            t = jnp.broadcast_to(t, (x.shape[0],))
-            return flow.velocity(decoder.apply(variables, x, t, signal, frames), x, t)
+        def velocity(signal: jax.Array, x: jax.Array, t: jax.Array) -> jax.Array:
+            times = jnp.broadcast_to(t, (x.shape[0],))
+            lengths = jnp.tile(frames, x.shape[0] // frames.shape[0])
+            return flow.velocity(decoder.apply(variables, x, times, signal, lengths), x, times)
 
         with_codes = condition(True)
-        velocity_fn = partial(field, with_codes, frames)
+        velocity_fn: flow.VelocityFn = partial(velocity, with_codes)
         if guided:
-            both_signals = jnp.concatenate([with_codes, condition(False)])
-            twice = partial(field, both_signals, jnp.concatenate([frames, frames]))
-
-            def both(x: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array]:
-                conditional, unconditional = jnp.split(twice(jnp.concatenate([x, x]), t), 2)
-                return conditional, unconditional
-
-            velocity_fn = flow.guided(velocity_fn, both, guidance, GUIDANCE_INTERVAL)
+            signals = jnp.concatenate([with_codes, condition(False)])
+            doubled = partial(velocity, signals)
+            velocity_fn = flow.guided(velocity_fn, doubled, guidance, GUIDANCE_INTERVAL)
         length = codes.shape[2] * MDCT_PER_FRAME
         noise = flow.frame_noise(seed, start, length, decoder.config.bins)
         scale = params["spectrum"]["scale"][None, None]

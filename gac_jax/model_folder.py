@@ -32,7 +32,12 @@ _VECTORS = (".bias", ".scale")  # also where layers are stacked: their sizes dif
 
 
 def save(
-    folder: Path, config: dict[str, Any], params: dict[str, Any], card: str, storage: str
+    folder: Path,
+    config: dict[str, Any],
+    params: dict[str, Any],
+    card: str,
+    storage: str,
+    frozen: dict[str, np.ndarray] | None = None,
 ) -> bytes:
     """Writes a model folder; an existing one is replaced only once the new one is whole.
 
@@ -42,6 +47,8 @@ def save(
       params: nested dict of arrays with top-level keys encoder, quantizer, decoder, spectrum.
       card: text of README.md.
       storage: one of `STORAGE`.
+      frozen: encoder and quantiser of another model, from `read_frozen`, to store instead of those
+        in `params`; if `config` describes them as that model's does, the fingerprint is its too.
 
     Returns:
       The fingerprint, 8 bytes.
@@ -49,6 +56,8 @@ def save(
     if storage not in STORAGE:
         raise ValueError(f"storage must be one of {STORAGE}, not {storage!r}")
     tensors = _to_storage(_flatten(params), storage)
+    if frozen:
+        tensors = {k: v for k, v in tensors.items() if not _is_fingerprinted(k)} | frozen
     fingerprint = _fingerprint(config, tensors)
     config = {"format": FORMAT, **config, "fingerprint": fingerprint.hex()}
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -73,21 +82,16 @@ def load(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     Raises:
       UserError: the folder is missing, incomplete, damaged or of a later format.
     """
-    for name in ("config.json", "weights.safetensors"):
-        if not (folder / name).is_file():
-            raise UserError(f"{folder}: no model here ({name} is missing)")
-    try:
-        config = json.loads((folder / "config.json").read_text())
-        tensors = load_file(folder / "weights.safetensors")
-    except (json.JSONDecodeError, UnicodeDecodeError, SafetensorError) as error:
-        raise UserError(f"{folder}: damaged model ({error})") from error
-    if not isinstance(config, dict):
-        raise UserError(f"{folder}: damaged model (config.json is not an object)")
-    if config.get("format") != FORMAT:
-        raise UserError(
-            f"{folder}: model format {config.get('format')}, this program reads {FORMAT}"
-        )
+    config, tensors = _read(folder)
     return config, flax.traverse_util.unflatten_dict(_from_storage(tensors), sep=".")
+
+
+def read_frozen(folder: Path) -> dict[str, np.ndarray]:
+    """Reads the tensors of encoder and quantiser bit for bit as they are stored.
+
+    Rounded anew, the same weights would get another fingerprint. Raises as `load` does.
+    """
+    return {k: v for k, v in _read(folder)[1].items() if _is_fingerprinted(k)}
 
 
 def check(folder: Path, params: dict[str, Any], expected: dict[str, Any]) -> None:
@@ -104,6 +108,24 @@ def check(folder: Path, params: dict[str, Any], expected: dict[str, Any]) -> Non
                 f"{folder}: weights do not fit config.json: {name} is "
                 f"{found.get(name, 'missing')}, should be {wanted.get(name, 'absent')}"
             )
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    for name in ("config.json", "weights.safetensors"):
+        if not (folder / name).is_file():
+            raise UserError(f"{folder}: no model here ({name} is missing)")
+    try:
+        config = json.loads((folder / "config.json").read_text())
+        tensors = load_file(folder / "weights.safetensors")
+    except (json.JSONDecodeError, UnicodeDecodeError, SafetensorError) as error:
+        raise UserError(f"{folder}: damaged model ({error})") from error
+    if not isinstance(config, dict):
+        raise UserError(f"{folder}: damaged model (config.json is not an object)")
+    if config.get("format") != FORMAT:
+        raise UserError(
+            f"{folder}: model format {config.get('format')}, this program reads {FORMAT}"
+        )
+    return config, tensors
 
 
 def _flatten(params: dict[str, Any]) -> dict[str, Any]:
@@ -140,7 +162,11 @@ def _fingerprint(config: dict[str, Any], tensors: dict[str, np.ndarray]) -> byte
     digest = hashlib.sha256()
     digest.update(json.dumps([config[k] for k in FINGERPRINTED], sort_keys=True).encode())
     for name in sorted(tensors):
-        if name.split(".")[0] in FINGERPRINTED:
+        if _is_fingerprinted(name):
             digest.update(name.encode())
             digest.update(np.ascontiguousarray(tensors[name]).tobytes())
     return digest.digest()[:8]
+
+
+def _is_fingerprinted(name: str) -> bool:
+    return name.split(".")[0] in FINGERPRINTED

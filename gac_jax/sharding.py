@@ -43,7 +43,8 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
     devices = jax.device_count()
     sizes = [devices // known if n == -1 else n for n in sizes]
     if int(np.prod(sizes)) != devices:
-        raise ValueError(f"mesh {dict(zip(AXES, sizes, strict=True))} does not use {devices} devices")
+        shape = dict(zip(AXES, sizes, strict=True))
+        raise ValueError(f"mesh {shape} does not use {devices} devices")
     return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
@@ -55,7 +56,9 @@ def shardings(mesh: Mesh, tree: object) -> object:
     Raises:
       ValueError: a leaf that no rule names.
     """
-    return jax.tree_util.tree_map_with_path(lambda path, x: _sharding(mesh, path_name(path), x), tree)
+    return jax.tree_util.tree_map_with_path(
+        lambda path, x: _sharding(mesh, path_name(path), x), tree
+    )
 
 
 def shard_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
@@ -70,7 +73,8 @@ def _sharding(mesh: Mesh, name: str, x: jax.ShapeDtypeStruct) -> NamedSharding:
         raise ValueError(f"no sharding rule for {name} {x.shape}")
     axes = axes[len(axes) - min(len(axes), x.ndim) :]
     axes = (None,) * (x.ndim - len(axes)) + axes
-    return NamedSharding(mesh, P(*(_fit(mesh, name, a, n) for a, n in zip(axes, x.shape, strict=True))))
+    fitted = (_fit(mesh, name, axis, n) for axis, n in zip(axes, x.shape, strict=True))
+    return NamedSharding(mesh, P(*fitted))
 
 
 def _fit(mesh: Mesh, name: str, axis: str | None, size: int) -> str | None:

@@ -10,28 +10,33 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from absl import flags, logging
+from absl import flags
 from ml_collections import config_flags
 
 from gac_jax import cli
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration file, see configs/.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints, logs and the model.")
-flags.mark_flags_as_required(["config", "workdir"])
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder for checkpoints, logs and the model.", required=True
+)
+flags.mark_flag_as_required("config")
 
 
 def main() -> None:
     """Trains what the flags ask for."""
-    from gac_jax.training.loop import Interrupted
+    cli.use_compilation_cache()
     from gac_jax.training.stages import run
+    from gac_jax.training.stop import Interrupted
 
-    logging.set_verbosity(logging.WARNING)  # orbax tells every step of every save otherwise
     try:
         folder = run(_CONFIG.value, Path(_WORKDIR.value))
     except Interrupted as stop:
         print(stop, file=sys.stderr)
-        sys.exit(143)
-    print(f"model: {folder}\ntry:   python -m gac_jax.sample --model={folder}")
+        sys.exit(128 + stop.number)  # as if the signal had ended it
+    if folder:
+        print(f"model: {folder}\ntry:   python -m gac_jax.sample --model={folder}")
+    else:
+        print("no model yet: that takes the stage generation, too (config.stages)")
 
 
 if __name__ == "__main__":

@@ -96,25 +96,16 @@ def test_a_programmers_mistake_keeps_its_traceback() -> None:
         cli._guard(lambda: 1 / 0)  # type: ignore[arg-type]  # only its exception matters
 
 
-def test_ctrl_c_is_quiet(capsys: pytest.CaptureFixture[str]) -> None:
-    def main() -> None:
-        raise KeyboardInterrupt
-
-    with pytest.raises(SystemExit) as exit_:
-        cli._guard(main)
-    assert exit_.value.code == 130
-    assert capsys.readouterr() == ("", "")
-
-
-def test_sigterm_lets_with_statements_clean_up() -> None:
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_a_signal_lets_with_statements_clean_up_and_is_quiet(name: str, code: int) -> None:
     result = python(
         "import os, signal",
         "def main():",
-        "    try: os.kill(os.getpid(), signal.SIGTERM); signal.pause()",
+        f"    try: os.kill(os.getpid(), signal.{name}); signal.pause()",
         "    finally: print('clean')",
         "cli.run(main)",
     )
-    assert (result.returncode, result.stdout, result.stderr) == (143, "clean\n", "")
+    assert (result.returncode, result.stdout, result.stderr) == (code, "clean\n", "")
 
 
 def test_a_closed_pipe_is_quiet() -> None:

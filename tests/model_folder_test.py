@@ -129,6 +129,23 @@ def test_the_order_of_keys_does_not_reach_the_fingerprint(tmp_path: Path, params
     assert save(tmp_path / "other", backwards, encoder={"depth": 3, "width": 8}) == first
 
 
+@pytest.mark.parametrize("storage", model_folder.STORAGE)
+def test_a_frozen_encoder_is_kept_bit_for_bit(tmp_path: Path, params: Any, storage: str) -> None:
+    first = save(tmp_path / "old", params, "int8")
+    frozen = model_folder.read_frozen(tmp_path / "old")
+    # What is in `params` in their place was rounded once already, and trained on besides.
+    rounded = model_folder.load(tmp_path / "old")[1]
+    other = changed(changed(rounded, "decoder"), "encoder")
+    second = model_folder.save(tmp_path / "new", CONFIG, other, "", storage, frozen)
+    assert second == first
+    loaded = model_folder.load(tmp_path / "new")[1]
+    for part in ("encoder", "quantizer"):
+        jax.tree.map(np.testing.assert_array_equal, loaded[part], rounded[part])
+    assert loaded["decoder"]["output"]["kernel"].any()
+    again = model_folder.read_frozen(tmp_path / "new")
+    assert {name: x.dtype for name, x in again.items()} == {n: x.dtype for n, x in frozen.items()}
+
+
 @pytest.mark.parametrize("name", ["config.json", "weights.safetensors"])
 def test_a_missing_file_is_named(tmp_path: Path, params: Any, name: str) -> None:
     save(tmp_path, params)

@@ -8,6 +8,7 @@ from gac_jax.windows import Window, cut, join
 from gac_jax.windows import plan as plan_of_size
 
 WINDOW, OVERLAP, BUCKETS = 128, 16, (32, 64, 128)
+LENGTHS = [1, 31, 32, 33, WINDOW, WINDOW + 1, 2 * WINDOW - OVERLAP, 300]
 
 
 def plan(num_frames: int) -> list[Window]:
@@ -27,9 +28,6 @@ def test_small_windows_join_too(size: int, rng: np.random.Generator) -> None:
     assert [f for w in windows for f in range(w.start, w.end)[w.kept]] == list(range(100))
     found = np.concatenate(list(join(zip(windows, cut([wave], windows), strict=True))))
     np.testing.assert_allclose(found, wave, atol=1e-6)
-
-
-LENGTHS = [1, 31, 32, 33, WINDOW, WINDOW + 1, 2 * WINDOW - OVERLAP, 300]
 
 
 def blocks_of(wave: np.ndarray, rng: np.random.Generator, largest: int) -> Iterator[np.ndarray]:
@@ -92,6 +90,11 @@ def test_cutting_reads_no_further_than_the_window() -> None:
 
     for window, _ in zip(windows, cut(stream(), windows), strict=True):
         assert read < window.end * FRAME_SAMPLES + block.size
+
+
+def test_samples_beyond_the_plan_are_left_out() -> None:
+    piece = next(cut([np.ones(5 * FRAME_SAMPLES, np.float32)], plan(2)))
+    np.testing.assert_array_equal(piece, np.arange(piece.size) < 2 * FRAME_SAMPLES)
 
 
 def test_a_cut_window_is_the_caller_s_own(rng: np.random.Generator) -> None:

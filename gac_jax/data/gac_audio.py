@@ -24,9 +24,10 @@ from gac_jax.errors import UserError
 from gac_jax.rates import SAMPLE_RATE
 from gac_jax.signal.audio_io import read_audio
 
-# What a source must know of every clip at start-up, to balance domains and hold out speakers. It
-# is kept in the data set's metadata, so that no record has to be read for it.
-INDEX_FIELDS = ("path", "domain", "speaker")
+# What a source must know of every clip at start-up, to balance domains, hold out speakers and say
+# what a model was trained on. It is kept in the data set's metadata, so that no record has to be
+# read for it.
+INDEX_FIELDS = ("path", "domain", "speaker", "licence", "dur_s")
 
 
 class GacAudio(tfds.core.GeneratorBasedBuilder):

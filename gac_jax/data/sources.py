@@ -112,7 +112,7 @@ def open_source(root: str) -> Source:
       UserError: if there is no such thing, or it holds no clips.
     """
     if not root:
-        return open_folder(Path(str(resources.files("gac_jax") / "examples")))
+        return _open_bundled()
     if root.startswith("tfds:"):
         from gac_jax.data.gac_audio import open_tfds  # tensorflow-datasets takes 0.3 s to import
 
@@ -123,6 +123,12 @@ def open_source(root: str) -> Source:
     if not path.is_file():
         raise UserError(f"{root}: no such folder or manifest; set data.root to one that exists")
     return open_manifest(path)
+
+
+def _open_bundled() -> FileSource:
+    clips = open_folder(Path(str(resources.files("gac_jax") / "examples"))).clips
+    licence, source = "CC BY-SA 3.0", "Unknown Horizons"  # examples/LICENSES.md says more
+    return FileSource([dataclasses.replace(c, licence=licence, source=source) for c in clips])
 
 
 def open_folder(folder: Path) -> FileSource:

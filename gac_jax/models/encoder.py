@@ -58,6 +58,7 @@ class Features(nn.Module):
     config: EncoderConfig
 
     def setup(self) -> None:
+        """Builds both towers."""
         self.semantic = WhisperEncoder(self.config)
         self.acoustic = AcousticTower(self.config)
 

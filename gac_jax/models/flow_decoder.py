@@ -72,9 +72,7 @@ class Block(nn.Module):
     config: DecoderConfig
 
     @nn.compact
-    def __call__(
-        self, x: jax.Array, signal: jax.Array, valid: jax.Array
-    ) -> tuple[jax.Array, None]:
+    def __call__(self, x: jax.Array, signal: jax.Array, valid: jax.Array) -> tuple[jax.Array, None]:
         """Maps x (B, N, 4, D) given signal (B, N, D) and valid (B, 4 N)."""
         modulation = Modulation(6, self.config, name="modulation")(signal)
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = modulation
@@ -110,6 +108,7 @@ class Modulation(nn.Module):
 
     @nn.compact
     def __call__(self, signal: jax.Array) -> list[jax.Array]:
+        """Maps (B, N, D) to `parts` arrays of that size."""
         affine = dense(
             self.parts * self.config.width,
             kernel_init=nn.initializers.zeros,
@@ -125,6 +124,7 @@ class FlowDecoder(nn.Module):
     config: DecoderConfig
 
     def setup(self) -> None:
+        """Builds the layers."""
         config, dtype = self.config, jnp.dtype(self.config.dtype)
         block = nn.remat(Block, prevent_cse=False) if config.remat else Block
         self.input = dense(config.width, dtype=dtype)
@@ -187,4 +187,3 @@ class FlowDecoder(nn.Module):
         shift, scale = self.final_modulation(signal)
         x = normalise(x) * (1 + scale) + shift
         return self.output(x.reshape(batch, frames, config.width).astype(jnp.float32))
-

@@ -109,9 +109,7 @@ class DepthwiseConv(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (width,)).astype(self.dtype)
         reach = self.kernel_size // 2
         padded = jnp.pad(x.astype(self.dtype), ((0, 0), (reach, reach), (0, 0)))
-        taps = (
-            padded[:, i : i + length] * kernel[i][None, None] for i in range(self.kernel_size)
-        )
+        taps = (padded[:, i : i + length] * kernel[i][None, None] for i in range(self.kernel_size))
         return sum(taps, start=bias[None, None])
 
 

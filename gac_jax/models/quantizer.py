@@ -93,12 +93,11 @@ class Quantizer(nn.Module):
     config: QuantizerConfig
 
     def setup(self) -> None:
+        """Builds codebooks and projections."""
         config = self.config
         normal = nn.initializers.normal
         self.semantic_in = dense(config.semantic_dim)
-        self.basis = self.param(
-            "basis", normal(1.0), (config.semantic_size, config.semantic_dim)
-        )
+        self.basis = self.param("basis", normal(1.0), (config.semantic_size, config.semantic_dim))
         self.basis_map = dense(config.semantic_dim, use_bias=False)
         self.semantic_out = dense(config.width)
         # Unit columns on a normalised feature fix the scale that the codes live on: commitment
@@ -145,9 +144,7 @@ class Quantizer(nn.Module):
             confidence=first.confidence,
         )
 
-    def codes(
-        self, semantic: jax.Array, acoustic: jax.Array, num_frames: jax.Array
-    ) -> jax.Array:
+    def codes(self, semantic: jax.Array, acoustic: jax.Array, num_frames: jax.Array) -> jax.Array:
         """The codes alone, (B, 1 + R, N) int32; arguments as for a call."""
         return self(semantic, acoustic, num_frames, jnp.zeros_like(num_frames)).codes
 

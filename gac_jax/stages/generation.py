@@ -96,17 +96,13 @@ class Generation:
         metrics = time_bucket_losses(per_frame, valid, t)
         return masked_mean(per_frame, valid), (metrics, memory)
 
-    def _embed(
-        self, frozen: Params, batch: Batch, frames: jax.Array, rate: jax.Array
-    ) -> jax.Array:
+    def _embed(self, frozen: Params, batch: Batch, frames: jax.Array, rate: jax.Array) -> jax.Array:
         semantic, acoustic = self.features.apply(
             {"params": frozen["encoder"]}, batch["wave"], frames
         )
         quantizer = {"params": frozen["quantizer"]}
         codes = self.quantizer.apply(quantizer, semantic, acoustic, frames, method="codes")
-        return jax.lax.stop_gradient(
-            self.quantizer.apply(quantizer, codes, rate, method="embed")
-        )
+        return jax.lax.stop_gradient(self.quantizer.apply(quantizer, codes, rate, method="embed"))
 
     def _measure_scale(self, memory: Params, spectrum: jax.Array, frames: jax.Array) -> Params:
         """Averages the power of each bin over the first `scale_steps` batches."""
@@ -162,7 +158,7 @@ def auditory_weights(bins: int, strength: float) -> jax.Array:
     The density of auditory filters is 1 / ERB(f) with ERB(f) = 24.7 (1 + 4.37 f / kHz)
     (Glasberg and Moore, 1990). Half of the bins lie above 8 kHz, where the ear resolves little.
     """
-    kilohertz = (jnp.arange(bins) + 0.5) / bins * SAMPLE_RATE / 2000.0
+    kilohertz = (jnp.arange(bins, dtype=jnp.float32) + 0.5) / bins * SAMPLE_RATE / 2000.0
     weights = (1.0 + 4.37 * kilohertz) ** -strength
     return weights / jnp.mean(weights)
 

@@ -84,8 +84,8 @@ class Understanding:
         config = self.quantizer.config
         residual = (config.num_residual, config.residual_size)
         return {
-            "semantic": jnp.full((config.semantic_size,), 1.0 / config.semantic_size),
-            "residual": jnp.full(residual, 1.0 / config.residual_size),
+            "semantic": jnp.ones((config.semantic_size,)) / config.semantic_size,
+            "residual": jnp.ones(residual) / config.residual_size,
             "semantic_hits": jnp.zeros((config.semantic_size,)),
             "residual_hits": jnp.zeros(residual),
         }
@@ -106,7 +106,7 @@ class Understanding:
             "mel": lambda: self._mel_error(params, quantized.embedding, batch, frames),
             "feature": lambda: self._feature_error(params, quantized, semantic, frames),
             "codes": lambda: quantized.loss,
-            "info": lambda: information(usage["semantic"]) + jnp.mean(information(usage["residual"])),
+            "info": lambda: sum(jnp.mean(information(p)) for p in usage.values()),
             "confidence": lambda: quantized.confidence,
         }
         values = {name: terms[name]() for name, weight in self.config.weights if weight}

@@ -1,7 +1,8 @@
 """Saving and restoring a training run with orbax.
 
-A checkpoint holds the whole `TrainState` and the config. The data stream needs no entry of its
-own: its position is the step (see `gac_jax.data.pipeline`), on any number of processes.
+A checkpoint holds the whole `TrainState` and, for the reader, the config. The data stream needs no
+entry of its own: its position is the step (see `gac_jax.data.pipeline`), on any number of
+processes. A checkpoint that is being written has a name of its own until it is whole.
 """
 
 from __future__ import annotations
@@ -14,17 +15,20 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy, save_decision_policy
 
 from gac_jax.errors import UserError
+from gac_jax.training.optimizer import path_name
 from gac_jax.training.state import TrainState
+
+FOLDER = "checkpoints"  # within the folder of a stage
 
 
 class Checkpoints:
     """The checkpoints of one stage, newest last; use as a context manager."""
 
-    def __init__(self, folder: str, every: int, keep: int) -> None:
-        """Opens or creates `folder`.
+    def __init__(self, stage_folder: str, every: int, keep: int) -> None:
+        """Opens or creates the folder of checkpoints.
 
         Args:
-          folder: where checkpoints live.
+          stage_folder: what belongs to the stage.
           every: steps between checkpoints.
           keep: how many of the newest to keep.
         """
@@ -32,7 +36,9 @@ class Checkpoints:
             save_decision_policy=save_decision_policy.FixedIntervalPolicy(every),
             preservation_policy=preservation_policy.LatestN(keep),
         )
-        self._manager = ocp.CheckpointManager(os.path.abspath(folder), options=options)
+        handlers = {"state": ocp.StandardCheckpointHandler(), "config": ocp.JsonCheckpointHandler()}
+        folder = os.path.abspath(os.path.join(stage_folder, FOLDER))
+        self._manager = ocp.CheckpointManager(folder, options=options, item_handlers=handlers)
 
     def __enter__(self) -> Checkpoints:
         return self
@@ -59,22 +65,40 @@ class Checkpoints:
         """The newest state, laid out as `like` (ShapeDtypeStructs with shardings).
 
         Raises:
-          UserError: the checkpoint was made by another configuration.
+          UserError: the checkpoint was made by another configuration, or is damaged.
         """
         step = self.latest_step
+        place = os.path.join(self._manager.directory, str(step))
         try:
+            _check(place, self._manager.item_metadata(step)["state"].tree, like)
             items = ocp.args.Composite(state=ocp.args.StandardRestore(like))
-            state = self._manager.restore(step, args=items)["state"]
-        except (ValueError, KeyError) as error:
+            return self._manager.restore(step, args=items)["state"]
+        except UserError:
+            raise
+        except Exception as error:  # orbax has no narrower one for an array that is cut short
             raise UserError(
-                f"checkpoint {step} in {self._manager.directory} does not fit this config; "
-                f"use another --workdir ({str(error).splitlines()[0]})"
+                f"{place}: damaged checkpoint; remove it to go on from the one before "
+                f"({type(error).__name__}: {' '.join(str(error).split())[:100]})"
             ) from error
-        jax.tree.map(_check_dtype, state, like)
-        return state
 
 
-def _check_dtype(found: jax.Array, expected: jax.ShapeDtypeStruct) -> None:
-    """Orbax casts silently; a resumed run would no longer be the same run."""
-    if found.dtype != expected.dtype:
-        raise UserError(f"checkpoint holds {found.dtype} where the config makes {expected.dtype}")
+def latest_step(stage_folder: str) -> int | None:
+    """Step of the newest complete checkpoint of a stage, whose folder need not exist."""
+    folder = os.path.join(stage_folder, FOLDER)
+    return max(ocp.utils.checkpoint_steps(folder), default=None) if os.path.isdir(folder) else None
+
+
+def _check(place: str, stored: Any, like: TrainState) -> None:
+    """Compares before anything is read: orbax casts silently, and tells of shapes at length."""
+    found, wanted = _table(stored), _table(like)
+    for name in sorted(found.keys() | wanted.keys()):
+        if found.get(name) != wanted.get(name):
+            raise UserError(
+                f"{place}: made by another config: {name} is {found.get(name, 'missing')}, should "
+                f"be {wanted.get(name, 'absent')}; use the config it was made by or another workdir"
+            )
+
+
+def _table(tree: Any) -> dict[str, str]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {path_name(path): f"{leaf.dtype} {tuple(leaf.shape)}" for path, leaf in leaves}

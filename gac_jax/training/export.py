@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jax
 from ml_collections import ConfigDict
 
 from gac_jax import model_folder
-from gac_jax.data.pipeline import split
-from gac_jax.data.sources import open_source
+from gac_jax.data.summary import Summary
+from gac_jax.rates import FRAME_RATE
 from gac_jax.stages.task import Params
+from gac_jax.training.origin import Origin
 
 _CARD = """# {name}
 
@@ -27,9 +28,9 @@ Weights are stored as {storage}.
 
 {stages}
 
-Data: {clips} clips, {hours:.2f} h, from `{root}`; {held_out} clips were held out.
+Data: {corpus} from {root}; {held_out} clips were held out.
 
-| domain | clips | hours |
+| domain | clips | length |
 |---|---|---|
 {domains}
 
@@ -44,57 +45,76 @@ it as evidence of what was said or heard.
 """
 
 
-def export(config: ConfigDict, params: Params, folder: Path) -> Path:
+def export(
+    config: ConfigDict,
+    stages: Sequence[str],
+    params: Params,
+    corpus: Summary,
+    folder: Path,
+    origin: Origin | None,
+) -> Path:
     """Writes the model folder of a finished run.
 
     Args:
       config: the run's configuration.
+      stages: names of the stages that made the parameters.
       params: {"encoder", "quantizer", "decoder", "spectrum"}.
+      corpus: what they were trained on.
       folder: where to.
+      origin: model that encoder and quantiser were taken from.
+
+    Returns:
+      `folder`.
     """
-    params = jax.tree.map(jax.device_get, params)
     record = {
         "name": config.name,
         "encoder": config.encoder.to_dict(),
         "quantizer": config.quantizer.to_dict(),
         "decoder": config.decoder.to_dict(),
-        "window": config.generation.crop_frames,
+        "window": config.generation.crop_frames,  # longer audio is computed in windows of this
         "companding": config.generation.objective.companding,
         "sampling": {k: config.sampling[k] for k in ("steps", "solver", "guidance")},
-        "steps": {name: config[name].steps for name in config.stages},
+        "steps": {name: config[name].steps for name in stages},
     }
-    model_folder.save(folder, record, params, card(config, params), config.sampling.storage)
+    text, storage = card(config, stages, params, corpus, origin), config.sampling.storage
+    frozen = origin.stored if origin and "understanding" not in stages else None
+    model_folder.save(folder, record, jax.device_get(params), text, storage, frozen)
     return folder
 
 
-def card(config: ConfigDict, params: Params) -> str:
+def card(
+    config: ConfigDict,
+    stages: Sequence[str],
+    params: Params,
+    corpus: Summary,
+    origin: Origin | None,
+) -> str:
     """The text of README.md: sizes, training, data with hours and licences."""
-    clips = open_source(config.data.root).clips
-    training, held_out = split(clips, config.data.validation_percent)
-    used = [clips[i] for i in training]
-    count, hours, licences = Counter[str](), Counter[str](), Counter[str]()
-    for clip in used:
-        count[clip.domain] += 1
-        hours[clip.domain] += (clip.dur_s or 0.0) / 3600
-        licences[clip.licence or "not stated"] += 1
     return _CARD.format(
         name=config.name,
-        sizes="\n".join(f"| {part} | {_millions(tree)} |" for part, tree in params.items()),
+        sizes="\n".join(f"| {part} | {_count(tree)} |" for part, tree in params.items()),
         storage=config.sampling.storage,
-        stages="\n".join(f"- {name}: {_stage_line(config[name])}" for name in config.stages),
-        clips=len(used),
-        hours=sum(hours.values()),
-        root=Path(config.data.root).name or "the bundled clips",
-        held_out=len(held_out),
-        domains="\n".join(f"| {d} | {n} | {hours[d]:.2f} |" for d, n in count.most_common()),
-        licences="\n".join(f"- {name}: {n}" for name, n in licences.most_common()),
+        stages="\n".join(f"- {line}" for line in _training(config, stages, origin)),
+        corpus=corpus,
+        root=f"`{Path(config.data.root).name}`" if config.data.root else "the bundled examples",
+        held_out=corpus.held_out,
+        domains="\n".join(f"| {d} | {n:,} | {corpus.length(d)} |" for d, n in corpus.clips.items()),
+        licences="\n".join(f"- {name}: {n:,}" for name, n in corpus.licences.items()),
     )
 
 
-def _stage_line(stage: ConfigDict) -> str:
-    seconds = stage.crop_frames * 0.08
-    return f"{stage.steps} steps of {stage.batch_size} crops of {seconds:.2f} s"
+def _training(config: ConfigDict, stages: Sequence[str], origin: Origin | None) -> Iterator[str]:
+    """What the weights come from: other models, then stages."""
+    if origin:
+        relation = "started from" if "understanding" in stages else "are"
+        yield f"encoder and quantizer {relation} those of the model {origin.name}"
+    if config.whisper:
+        yield f"the semantic tower of the encoder started from {Path(config.whisper).name}"
+    for name in stages:
+        stage = config[name]
+        crops = f"{stage.batch_size} crops of {stage.crop_frames / FRAME_RATE:.2f} s"
+        yield f"{name}: {stage.steps:,} steps of {crops}"
 
 
-def _millions(tree: Params) -> str:
-    return f"{sum(x.size for x in jax.tree.leaves(tree)) / 1e6:.2f} M"
+def _count(tree: Params) -> str:
+    return f"{sum(x.size for x in jax.tree.leaves(tree)):,}"

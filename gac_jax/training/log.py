@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from typing import Protocol
 
@@ -38,9 +39,13 @@ class Log:
         """Opens logs of the stage `name` in `folder`; only the first process writes."""
         self._loop = loop
         self._is_writer = jax.process_index() == 0
-        self._writer = SummaryWriter(os.path.join(folder, "logs")) if self._is_writer else None
+        self._writer = _writer(folder, first_step) if self._is_writer else None
         self._progress = tqdm(
-            total=loop.steps, initial=first_step, desc=name, unit="step", disable=not self._is_writer
+            total=loop.steps,
+            initial=first_step,
+            desc=name,
+            unit="step",
+            disable=None if self._is_writer else True,  # None: unless this is no terminal
         )
         self._pending: tuple[int, Metrics] | None = None
         self._last_line = (first_step, time.perf_counter())
@@ -64,7 +69,7 @@ class Log:
         self._progress.update()
 
     def flush(self) -> None:
-        """Reads the metrics that are still pending."""
+        """Reads the metrics that are still pending; raises as `step` does."""
         if self._pending is None:
             return
         (step, metrics), self._pending = self._pending, None
@@ -86,8 +91,14 @@ class Log:
             self._writer.add_scalar(f"{group}/{name}", value, step)
         text = "  ".join(f"{name} {value:.4g}" for name, value in finite.items())
         self._progress.write(f"{group} step {step}: {text}")
+        sys.stdout.flush()  # a log file shows it at once, too
 
     def _seconds_per_step(self, step: int) -> float:
         (last, since), now = self._last_line, time.perf_counter()
         self._last_line = (step, now)
         return (now - since) / (step - last)
+
+
+def _writer(folder: str, first_step: int) -> SummaryWriter:
+    """TensorBoard's; it hides what a killed run logged after its last checkpoint."""
+    return SummaryWriter(os.path.join(folder, "logs"), purge_step=first_step + 1)

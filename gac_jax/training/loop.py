@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -48,6 +47,12 @@ class LoopConfig:
     keep: int
     max_skipped: int
 
+    def __post_init__(self) -> None:
+        """Refuses lengths and intervals below 1."""
+        for name in ("steps", "log_every", "eval_every", "save_every", "keep"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+
 
 @dataclasses.dataclass(frozen=True)
 class StageRun:
@@ -62,6 +67,7 @@ class StageRun:
       mesh: devices.
       frozen: parameters that the stage uses but does not train.
       start: parameters to start from instead of fresh ones; {} for none.
+      data: what there is to train on, in words.
       train_batches: first step -> endless iterator of this process's batches, with close().
       validation_batches: () -> the same finite batches at every call.
     """
@@ -74,6 +80,7 @@ class StageRun:
     mesh: Mesh
     frozen: Params
     start: Params
+    data: str
     train_batches: Callable[[int], Any]
     validation_batches: Callable[[], Iterable[NumpyBatch]]
 
@@ -89,7 +96,9 @@ def run_stage(run: StageRun) -> TrainState:
     optimizer = make_optimizer(run.optimizer, loop.steps)
 
     def init(start: Params) -> TrainState:
-        return init_state(task, optimizer, loop.seed, start)
+        state = init_state(task, optimizer, loop.seed, start)
+        # A weakly typed leaf comes back strongly typed, and the step would be compiled twice.
+        return jax.tree.map(lambda x: x.astype(x.dtype), state)
 
     shapes = jax.eval_shape(init, run.start)
     layout, frozen_layout = shardings(run.mesh, shapes), shardings(run.mesh, run.frozen)
@@ -101,7 +110,8 @@ def run_stage(run: StageRun) -> TrainState:
         out_shardings=(layout, NamedSharding(run.mesh, P())),
         donate_argnums=0,
     )
-    with Checkpoints(os.path.join(run.folder, "checkpoints"), loop.save_every, loop.keep) as store:
+    with Checkpoints(run.folder, loop.save_every, loop.keep) as store:
+        _announce(run, shapes.params, store.latest_step or 0)
         if store.latest_step is None:
             state = jax.jit(init, out_shardings=layout)(run.start)
         else:
@@ -112,30 +122,50 @@ def run_stage(run: StageRun) -> TrainState:
 def _train(
     run: StageRun, state: TrainState, frozen: Params, step_fn: StepFn, store: Checkpoints
 ) -> TrainState:
-    """Evaluates, saves, takes the next batch, steps: in this order, so that the data stream
-    never runs ahead of a saved state."""
-    loop, step = run.loop, int(state.step)
-    if step >= loop.steps:
+    """Evaluates, saves, takes the next batch, steps.
+
+    In this order, the data stream never runs ahead of a saved state.
+    """
+    loop, first = run.loop, int(state.step)
+    if first >= loop.steps:
         return state
     validate = _validation(run, frozen)
-    batches = run.train_batches(step)
-    with StopSignal() as stop, Log(run.folder, run.task.name, loop, step) as log:
+    batches = run.train_batches(first)
+    with StopSignal() as stop, Log(run.folder, run.task.name, loop, first) as log:
         try:
-            while step < loop.steps:
-                if step and step % loop.eval_every == 0:
+            for step in range(first, loop.steps + 1):
+                stopping, is_last = stop.received, step == loop.steps
+                if stopping or is_last:
+                    log.flush()
+                if is_last or (step > first and step % loop.eval_every == 0):
                     log.write(step, "validation", validate(state))
-                store.save(step, state, run.config, force=stop.requested)
-                if stop.requested:
-                    raise Interrupted(f"{run.task.name}: stopped at step {step}; run again to go on")
-                state, metrics = step_fn(state, frozen, shard_batch(run.mesh, next(batches)))
-                step += 1
-                log.step(step, metrics)
-            log.flush()
-            log.write(step, "validation", validate(state))
-            store.save(step, state, run.config, force=True)
+                store.save(step, state, run.config, force=is_last or stopping > 0)
+                if stopping:
+                    text = f"{run.task.name}: stopped at step {step}; run again to go on"
+                    raise Interrupted(text, stopping)
+                if not is_last:
+                    batch = shard_batch(run.mesh, next(batches))
+                    state, metrics = step_fn(state, frozen, batch)
+                    log.step(step + 1, metrics)
         finally:
             batches.close()
     return state
+
+
+def _announce(run: StageRun, params: Params, step: int) -> None:
+    """One line on what starts: size, data, devices, step."""
+    if jax.process_index():
+        return
+    millions = sum(x.size for x in jax.tree.leaves(params)) / 1e6
+    kind, count = run.mesh.devices.flat[0].device_kind, run.mesh.size
+    axes = ", ".join(f"{axis} {size}" for axis, size in run.mesh.shape.items())
+    verb = "finished" if step >= run.loop.steps else "resumes" if step else "starts"
+    print(
+        f"{run.task.name}: {millions:.2f} M parameters to train; {run.data}; "
+        f"{count} {kind} device{'s' if count > 1 else ''} ({axes}); "
+        f"{verb} at step {step} of {run.loop.steps}",
+        flush=True,
+    )
 
 
 def _validation(run: StageRun, frozen: Params) -> Callable[[TrainState], dict[str, float]]:

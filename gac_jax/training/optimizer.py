@@ -53,7 +53,9 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
 
 def decayed(params: Params) -> Params:
     """True for the kernels of dense layers and convolutions."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: path_name(path).endswith("kernel"), params)
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: path_name(path).endswith("kernel"), params
+    )
 
 
 def path_name(path: tuple) -> str:

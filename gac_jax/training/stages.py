@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import tempfile
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,10 @@ from ml_collections import ConfigDict
 
 from gac_jax import model_folder
 from gac_jax.data.pipeline import train_batches, validation_batches
+from gac_jax.data.sources import DOMAINS
+from gac_jax.data.summary import Summary, summarise
 from gac_jax.errors import UserError
+from gac_jax.flow import SOLVERS
 from gac_jax.models.encoder import EncoderConfig
 from gac_jax.models.flow_decoder import DecoderConfig
 from gac_jax.models.quantizer import QuantizerConfig
@@ -24,15 +28,19 @@ from gac_jax.sharding import make_mesh
 from gac_jax.stages.generation import Generation, GenerationConfig, bin_scale
 from gac_jax.stages.task import Params, Task
 from gac_jax.stages.understanding import Understanding, UnderstandingConfig
+from gac_jax.training.checkpoints import latest_step
 from gac_jax.training.export import export
 from gac_jax.training.loop import LoopConfig, NumpyBatch, StageRun, run_stage
 from gac_jax.training.optimizer import OptimizerConfig
+from gac_jax.training.origin import Origin, adopt
 from gac_jax.training.state import TrainState
 
+STAGES = ("understanding", "generation")
+OWN_FIELDS = ("batch_size", "crop_frames", "optimizer", "objective")  # the rest are of the loop
 MODEL = "model"  # folder, inside the workdir, of the finished model
 
 
-def run(config: ConfigDict, workdir: Path) -> Path:
+def run(config: ConfigDict, workdir: Path) -> Path | None:
     """Runs the stages that the configuration names and writes the model folder.
 
     Args:
@@ -40,29 +48,36 @@ def run(config: ConfigDict, workdir: Path) -> Path:
       workdir: keeps checkpoints and logs of each stage and, at the end, the model.
 
     Returns:
-      The model folder.
+      The model folder; None if the last stage, without which there is no model, is not named.
 
     Raises:
-      UserError: bad configuration, data or checkpoint.
+      UserError: bad configuration, data, folder or checkpoint.
+      Interrupted: stopped by a signal, after saving.
     """
+    _check_folder(workdir)
+    _check_choices(config)
+    config, origin = adopt(config)
+    names = _names(config, workdir)
+    corpus = summarise(config.data)
     try:
         mesh = make_mesh(**config.mesh)
-        tasks = [build_task(name, config) for name in config.stages]
+        runs = [_stage_run(name, config, workdir, mesh, origin, corpus) for name in names]
     except (TypeError, ValueError) as error:
         raise UserError(f"configuration: {error}") from error
-    trained: Params = {}
+    trained: Params = {} if not origin or "understanding" in names else origin.params
     with jax.set_mesh(mesh):
-        for task in tasks:
-            state = run_stage(_stage_run(task, config, workdir, mesh, trained))
-            trained = {**trained, **_kept(task.name, state)}
-    return export(config, trained, workdir / MODEL)
+        for stage_run in runs:
+            state = run_stage(dataclasses.replace(stage_run, frozen=trained))
+            trained = {**trained, **_kept(stage_run.task.name, state)}
+    if "decoder" not in trained:
+        return None
+    return export(config, names, trained, corpus, workdir / MODEL, origin)
 
 
 def build_task(name: str, config: ConfigDict) -> Task:
-    """The task object of a stage.
+    """The task object of a stage, one of `STAGES`.
 
     Raises:
-      UserError: unknown stage.
       TypeError: an unknown key in the configuration of a part.
       ValueError: an impossible value.
     """
@@ -71,27 +86,74 @@ def build_task(name: str, config: ConfigDict) -> Task:
         objective = config.understanding.objective.to_dict()
         objective["weights"] = tuple(objective["weights"].items())
         return Understanding(UnderstandingConfig(**objective), encoder, quantizer)
-    if name == "generation":
-        objective = GenerationConfig(**config.generation.objective)
-        return Generation(objective, encoder, quantizer, DecoderConfig(**config.decoder))
-    raise UserError(f"unknown stage {name!r} in config.stages; known: understanding, generation")
+    objective = GenerationConfig(**config.generation.objective)
+    return Generation(objective, encoder, quantizer, DecoderConfig(**config.decoder))
+
+
+def _check_folder(workdir: Path) -> None:
+    """Finds out before the work, not after it."""
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=workdir):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"{workdir}: not a folder to write to ({error.strerror}); choose another workdir"
+        ) from error
+
+
+def _names(config: ConfigDict, workdir: Path) -> tuple[str, ...]:
+    """The stages to run. One that is finished only hands over its weights."""
+    names = tuple(config.stages)
+    if not names or names != tuple(name for name in STAGES if name in names):
+        raise UserError(f"config.stages is {names}; it takes {STAGES}, both or one")
+    if names != ("generation",) or config.init_from:
+        return names
+    done, steps = latest_step(os.fspath(workdir / "understanding")), config.understanding.steps
+    if (done or 0) < steps:
+        raise UserError(
+            f"{workdir}: the stage generation needs a trained encoder, and understanding is at "
+            f"step {done or 0} of {steps} here; add it to config.stages, or name a model in "
+            "config.init_from"
+        )
+    return STAGES
+
+
+def _check_choices(config: ConfigDict) -> None:
+    """Refuses words that would be ignored, or fail only after the training."""
+    choices = [
+        ("sampling.storage", config.sampling.storage, model_folder.STORAGE),
+        ("sampling.solver", config.sampling.solver, SOLVERS),
+        *(("data.domain_weights", name, DOMAINS) for name in config.data.domain_weights),
+    ]
+    for field, value, known in choices:
+        if value not in known:
+            raise UserError(f"config.{field}: {value!r} is none of {', '.join(known)}")
 
 
 def _stage_run(
-    task: Task, config: ConfigDict, workdir: Path, mesh: Mesh, trained: Params
+    name: str,
+    config: ConfigDict,
+    workdir: Path,
+    mesh: Mesh,
+    origin: Origin | None,
+    corpus: Summary,
 ) -> StageRun:
-    stage = config[task.name]
-    crop = stage.crop_frames * FRAME_SAMPLES
-    names = {field.name for field in dataclasses.fields(LoopConfig)} - {"seed"}
+    task, stage = build_task(name, config), config[name]
+    crop, share = stage.crop_frames * FRAME_SAMPLES, mesh.shape["data"] * mesh.shape["fsdp"]
+    if stage.batch_size % share:
+        raise ValueError(f"{share} devices cannot share {name}.batch_size {stage.batch_size}")
+    loop = {k: v for k, v in stage.items() if k not in OWN_FIELDS}
     return StageRun(
         task=task,
-        loop=LoopConfig(seed=config.seed, **{name: stage[name] for name in names}),
+        loop=LoopConfig(seed=config.seed, **loop),
         optimizer=OptimizerConfig(**stage.optimizer),
         config=config.to_dict(),
-        folder=os.fspath(workdir / task.name),
+        folder=os.fspath(workdir / name),
         mesh=mesh,
-        frozen=trained,
-        start=_start(task.name, config),
+        frozen={},
+        start=_start(name, config, origin),
+        data=str(corpus),
         train_batches=_training(config, stage.batch_size, crop),
         validation_batches=_validation(config, stage.batch_size, crop),
     )
@@ -110,10 +172,12 @@ def _validation(
     return partial(validation_batches, config.data, batch_size, crop, count, **share)
 
 
-def _start(stage: str, config: ConfigDict) -> Params:
+def _start(stage: str, config: ConfigDict, origin: Origin | None) -> Params:
     """Pretrained parameters that a stage begins with."""
-    if stage != "understanding" or not config.whisper:
+    if stage != "understanding":
         return {}
+    if not config.whisper:
+        return origin.params if origin else {}
     sizes, params = load_whisper_encoder(Path(config.whisper))
     wanted = {name: config.encoder[name] for name in sizes}
     if sizes != wanted:

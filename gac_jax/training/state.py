@@ -82,7 +82,7 @@ def make_train_step(
 
 
 def _merge(params: Params, start: Params) -> Params:
-    """Replaces the leaves of `params` that `start` has too; anything else in `start` is an error."""
+    """Replaces the leaves of `params` that `start` has too; what else it has is an error."""
     flat, given = flatten_dict(params), flatten_dict(start)
     for path, value in given.items():
         if path not in flat or flat[path].shape != value.shape:

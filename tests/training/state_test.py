@@ -7,9 +7,9 @@ import optax
 import pytest
 
 from gac_jax.stages.task import Batch, Metrics, Params
-from gac_jax.training.optimizer import OptimizerConfig, make_optimizer
+from gac_jax.training.optimizer import OptimizerConfig, make_optimizer, path_name
 from gac_jax.training.state import TrainState, init_state, make_train_step
-from tests.tiny import batch, frozen_parts, generation, jit
+from tests.tiny import batch, frozen_parts, generation, jit, understanding
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
@@ -129,6 +129,19 @@ def test_skipped_steps_are_counted_in_a_row(state: TrainState) -> None:
         counts.append(int(state.skipped))
     assert counts == [0, 1, 2, 0, 1]
     assert int(state.step) == 5
+
+
+@pytest.mark.parametrize("task", [understanding(), generation()], ids=lambda task: task.name)
+def test_a_step_returns_a_state_of_the_same_type(task: Any) -> None:
+    """Else the second step is compiled anew; a weak type, as `jnp.full` has, is enough."""
+    state = jax.eval_shape(lambda: init_state(task, OPTIMIZER, seed=0, start={}))
+    one_step = make_train_step(task, OPTIMIZER, seed=0, ema_decay=0.9)
+    after, metrics = jax.eval_shape(one_step, state, frozen_parts(), batch())
+    assert jax.tree.structure(after) == jax.tree.structure(state)
+    for path, leaf in jax.tree_util.tree_leaves_with_path((state, after)):
+        assert not leaf.weak_type, path_name(path)
+    assert jax.tree.map(jnp.dtype, after) == jax.tree.map(jnp.dtype, state)
+    assert {leaf.shape for leaf in jax.tree.leaves(metrics)} == {()}
 
 
 def test_a_decoder_learns_a_batch_and_leaves_out_a_spoilt_one() -> None:

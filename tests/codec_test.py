@@ -1,0 +1,169 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+import gac_jax
+from gac_jax.bitstream import Tokens
+from gac_jax.codec import Codec
+from gac_jax.errors import UserError
+from gac_jax.rates import FRAME_SAMPLES, kbps
+
+WINDOW = 32  # of the tiny model
+
+
+@pytest.fixture(scope="module")
+def codec(tiny_model: Path) -> Codec:
+    return gac_jax.load(tiny_model)
+
+
+@pytest.fixture(scope="module")
+def many(tiny_model: Path) -> Codec:
+    """The same model, 64 windows at a time."""
+    return gac_jax.load(tiny_model, batch_size=64)
+
+
+def noise(samples: int, seed: int = 0) -> np.ndarray:
+    return 0.1 * np.random.default_rng(seed).standard_normal(samples).astype(np.float32)
+
+
+def test_every_length_up_to_two_frames_comes_back(many: Codec) -> None:
+    wave = noise(5_121)
+    lengths = range(1, 5_122)
+    decoded = many.decode_batch(many.encode_batch([wave[:n] for n in lengths], kbps=0.175), steps=1)
+    assert [len(d) for d in decoded] == list(lengths)
+
+
+def test_random_long_lengths_come_back(codec: Codec, rng: np.random.Generator) -> None:
+    for samples in rng.integers(5_122, 6 * WINDOW * FRAME_SAMPLES, 4):
+        tokens = codec.encode(noise(samples))
+        assert tokens.num_frames == -(-samples // FRAME_SAMPLES)
+        assert codec.decode(tokens, steps=1).shape == (samples,)
+
+
+def test_codes_do_not_depend_on_neighbours_in_a_batch(codec: Codec, many: Codec) -> None:
+    waves = [noise(n, n) for n in (700, 30_000, 70_000, 100_000, 400_000)]
+    alone = [codec.encode(w) for w in waves]
+    assert codec.encode_batch(waves) == alone
+    assert many.encode_batch(waves) == [many.encode(w) for w in waves]
+    for a, b in zip(codec.decode_batch(alone), alone, strict=True):
+        np.testing.assert_array_equal(a, codec.decode(b))
+    for a, b in zip(many.decode_batch(alone), alone, strict=True):
+        np.testing.assert_array_equal(a, many.decode(b))
+
+
+def test_same_tokens_and_seed_give_the_same_audio(codec: Codec, tiny_model: Path) -> None:
+    tokens = codec.encode(noise(100_000))
+    again = gac_jax.load(tiny_model)
+    np.testing.assert_array_equal(codec.decode(tokens, seed=7), again.decode(tokens, seed=7))
+    assert not np.array_equal(codec.decode(tokens, seed=7), codec.decode(tokens, seed=8))
+
+
+def test_blocks_follow_each_other_to_the_whole(codec: Codec) -> None:
+    tokens = codec.encode(noise(5 * WINDOW * FRAME_SAMPLES + 123))
+    blocks = list(codec.decode_blocks(tokens))
+    assert len(blocks) > 5
+    np.testing.assert_array_equal(np.concatenate(blocks), codec.decode(tokens))
+
+
+def test_a_file_encodes_as_its_samples_do(codec: Codec, tmp_path: Path) -> None:
+    wave = noise(150_000)
+    soundfile.write(tmp_path / "a.wav", wave, 32_000, subtype="FLOAT")
+    assert codec.encode_file(tmp_path / "a.wav") == codec.encode(wave)
+
+
+def test_a_lower_rate_is_a_prefix(codec: Codec) -> None:
+    whole = codec.encode(noise(50_000), kbps=0.975)
+    for k in range(9):
+        assert codec.encode(noise(50_000), kbps=kbps(k)) == whole.with_residuals(k)
+
+
+def test_each_knob_changes_the_audio(codec: Codec) -> None:
+    tokens = codec.encode(noise(50_000))
+    base = codec.decode(tokens)
+    for changed in ({"steps": 3}, {"solver": "heun"}, {"guidance": 2.0}):
+        assert not np.allclose(base, codec.decode(tokens, **changed)), changed
+    assert not np.allclose(base, codec.decode(tokens.with_residuals(0)))
+
+
+def test_loudness_comes_back_and_silence_stays_silent(codec: Codec) -> None:
+    quiet, loud = (codec.decode(codec.encode(g * noise(60_000)), steps=1) for g in (0.01, 1.0))
+    np.testing.assert_allclose(20 * np.log10(np.std(loud) / np.std(quiet)), 40, atol=0.6)
+    assert not codec.decode(codec.encode(np.zeros(60_000, np.float32))).any()
+
+
+def test_stereo_and_other_rates_become_mono_at_32_khz(codec: Codec) -> None:
+    wave = noise(44_100)
+    tokens = codec.encode(np.stack([wave, wave]), 44_100)
+    assert tokens == codec.encode(wave, 44_100)
+    assert tokens.num_samples == 32_000
+
+
+def test_windows_agree_where_they_meet(codec: Codec, tiny_model: Path) -> None:
+    """No audible seam: the level at seams is that of anywhere else, within 1 dB."""
+    tokens = codec.encode(noise(40 * WINDOW * FRAME_SAMPLES))
+    wave = codec.decode(tokens, steps=4)
+    seams = [
+        (w.start + w.overlap // 2) * FRAME_SAMPLES for w in codec.plan(tokens.num_frames)[1:]
+    ]
+    reach = FRAME_SAMPLES // 4
+    power = [np.mean(np.square(wave[s - reach : s + reach])) for s in seams]
+    assert abs(10 * np.log10(np.mean(power) / np.mean(np.square(wave)))) < 1.0
+    steps = np.abs(np.diff(wave))
+    assert max(steps[s - reach : s + reach].max() for s in seams) <= steps.max()
+
+
+def test_the_codec_describes_itself(codec: Codec) -> None:
+    assert codec.sample_rate == 32_000 and codec.frame_rate == 12.5
+    assert codec.num_codebooks == len(codec.codebook_sizes) == 9
+    assert codec.frame_samples * codec.frame_rate == codec.sample_rate
+    assert set(codec.num_parameters) == {"encoder", "quantizer", "decoder", "spectrum"}
+
+
+def test_tokens_of_another_model_are_refused(codec: Codec) -> None:
+    own = codec.encode(noise(10_000))
+    foreign = Tokens(own.codes, own.num_samples, own.levels, bytes(range(8)))
+    with pytest.raises(UserError, match="made by model 0001020304050607"):
+        codec.decode(foreign)
+    with pytest.raises(UserError, match="made by model"):
+        codec.decode_batch([own, foreign])
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"steps": 0}, "steps must be"),
+        ({"steps": 1_001}, "steps must be"),
+        ({"solver": "rk4"}, "solver must be euler or heun"),
+        ({"guidance": -1.0}, "guidance must be"),
+        ({"guidance": float("nan")}, "guidance must be"),
+        ({"seed": -1}, "seed must be"),
+        ({"seed": 2**32}, "seed must be"),
+    ],
+)
+def test_settings_out_of_range_are_refused(codec: Codec, settings: dict, told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        codec.decode(codec.encode(noise(100)), **settings)
+
+
+@pytest.mark.parametrize(
+    ("wave", "told"),
+    [
+        (np.zeros(0, np.float32), "no samples"),
+        (np.full(100, np.nan, np.float32), "finite|NaN"),
+        (np.full(100, np.inf, np.float32), "finite|NaN"),
+    ],
+)
+def test_audio_that_is_none_is_refused(codec: Codec, wave: np.ndarray, told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        codec.encode(wave)
+
+
+def test_an_unknown_rate_or_model_is_refused(codec: Codec, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="0.175"):
+        codec.encode(noise(100), kbps=0.5)
+    with pytest.raises(UserError, match="no such model"):
+        gac_jax.load("nonsense")
+    with pytest.raises(UserError, match=r"config\.json is missing"):
+        gac_jax.load(tmp_path)

@@ -1,0 +1,183 @@
+import importlib
+from functools import cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from gac_jax.sharding import BATCH, make_mesh, shard_batch, shardings
+from gac_jax.training.optimizer import OptimizerConfig, make_optimizer, path_name
+from gac_jax.training.stages import build_task
+from gac_jax.training.state import TrainState, init_state, make_train_step
+from tests.tiny import batch, drawn, frozen_parts, generation, jit, understanding
+
+STAGES = ("understanding", "generation")
+# Adam would blow rounding up to whole steps wherever a gradient is next to nothing.
+MOMENTUM = optax.sgd(0.05, momentum=0.9)
+OPTIMIZER = make_optimizer(
+    OptimizerConfig(
+        learning_rate=1e-3,
+        warmup_steps=1,
+        final_fraction=0.1,
+        b2=0.99,
+        weight_decay=0.01,
+        clip_norm=1.0,
+    ),
+    steps=10,
+)
+
+
+def named(tree: Any) -> dict[str, Any]:
+    return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def array(*shape: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, jnp.float32)
+
+
+@cache
+def abstract_state(preset: str, stage: str) -> TrainState:
+    task = build_task(stage, importlib.import_module(f"configs.{preset}").get_config())
+    return jax.eval_shape(lambda: init_state(task, OPTIMIZER, 0, {}))
+
+
+@pytest.mark.usefixtures("standard_promotion")
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("preset", ["tiny", "small", "xl"])
+def test_every_leaf_of_a_training_state_has_a_rule(preset: str, stage: str) -> None:
+    state = abstract_state(preset, stage)
+    layout = shardings(make_mesh(data=2, fsdp=2, tensor=2), state)
+    assert jax.tree.structure(layout) == jax.tree.structure(state)
+    for leaf, sharding in zip(jax.tree.leaves(state), jax.tree.leaves(layout), strict=True):
+        sharding.shard_shape(leaf.shape)  # raises where the split is not even
+
+
+@pytest.mark.usefixtures("standard_promotion")
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("mesh", [(1, 8, 1), (1, 2, 4)])
+def test_the_flagship_is_split_over_all_devices(stage: str, mesh: tuple[int, int, int]) -> None:
+    state = abstract_state("xl", stage)
+    layout = named(shardings(make_mesh(*mesh), state))
+    shapes = named(state)
+    total = sum(leaf.size for leaf in shapes.values())
+    held = sum(np.prod(layout[name].shard_shape(leaf.shape)) for name, leaf in shapes.items())
+    assert total > 2e9 and held < 1.05 * total / 8
+    for name, leaf in shapes.items():
+        if "/blocks/" in name and name.endswith("kernel"):
+            assert layout[name].shard_shape(leaf.shape)[0] == leaf.shape[0]  # layers stay whole
+
+
+@pytest.mark.usefixtures("standard_promotion")
+@pytest.mark.parametrize("stage", STAGES)
+def test_averages_and_moments_are_split_as_their_parameters(stage: str) -> None:
+    layout = named(shardings(make_mesh(data=2, fsdp=2, tensor=2), abstract_state("tiny", stage)))
+    for name, sharding in layout.items():
+        if name.startswith("params/"):
+            own = name.removeprefix("params/")
+            same = [other for key, other in layout.items() if key.endswith(f"/{own}")]
+            assert len(same) == 4 and set(same) == {sharding}  # params, ema, mu, nu
+
+
+def test_matrices_are_split_along_their_axes() -> None:
+    tree = {
+        "blocks": {
+            "query": {"kernel": array(5, 16, 8), "bias": array(5, 8)},
+            "out": {"kernel": array(5, 16, 8)},
+        },
+        "conv1": {"kernel": array(3, 8, 16)},
+        "input": {"kernel": array(16, 8)},
+        "basis": array(16, 8),
+        "residual_codes": array(8, 16, 8),
+        "count": array(),
+    }
+    layout = named(shardings(make_mesh(data=2, fsdp=2, tensor=2), tree))
+    assert {name: tuple(sharding.spec) for name, sharding in layout.items()} == {
+        "blocks/query/kernel": (None, "fsdp", "tensor"),
+        "blocks/query/bias": (None, None),
+        "blocks/out/kernel": (None, "tensor", "fsdp"),
+        "conv1/kernel": (None, "fsdp", "tensor"),
+        "input/kernel": ("fsdp", None),
+        "basis": ("fsdp", None),
+        "residual_codes": (None, "fsdp", None),
+        "count": (),
+    }
+
+
+def test_an_axis_that_does_not_divide_is_dropped() -> None:
+    mesh = make_mesh(data=1, fsdp=4, tensor=2)
+    tree = {"a": {"query": {"kernel": array(6, 8)}}, "b": {"query": {"kernel": array(8, 7)}}}
+    layout = named(shardings(mesh, tree))
+    assert layout["a/query/kernel"].spec == P(None, "tensor")
+    assert layout["b/query/kernel"].spec == P("fsdp", None)
+
+
+def test_a_leaf_without_a_rule_is_named() -> None:
+    with pytest.raises(ValueError, match=r"no sharding rule for part/mystery \(3, 4\)"):
+        shardings(make_mesh(), {"part": {"mystery": array(3, 4)}})
+
+
+@pytest.mark.parametrize(
+    ("sizes", "expected"),
+    [((-1, 1, 1), (8, 1, 1)), ((2, -1, 2), (2, 2, 2)), ((1, 8, 1), (1, 8, 1))],
+)
+def test_a_mesh_uses_all_devices(sizes: tuple, expected: tuple) -> None:
+    assert make_mesh(*sizes).shape == dict(zip(("data", "fsdp", "tensor"), expected, strict=True))
+
+
+@pytest.mark.parametrize("sizes", [(3, 1, 1), (-1, 3, 1), (16, 1, 1), (2, 2, 1), (-1, -1, 1)])
+def test_a_mesh_that_does_not_fit_is_refused(sizes: tuple) -> None:
+    with pytest.raises(ValueError, match="does not use 8 devices"):
+        make_mesh(*sizes)
+
+
+def test_rows_of_a_batch_are_spread_over_data_and_fsdp() -> None:
+    rows = {"wave": np.arange(16.0, dtype=np.float32).reshape(8, 2), "domain": np.arange(8)}
+    found = shard_batch(make_mesh(data=2, fsdp=2, tensor=2), rows)
+    for name, value in rows.items():
+        np.testing.assert_array_equal(found[name], value)
+        assert found[name].sharding.shard_shape(value.shape)[0] == 2
+
+
+def steps(stage: str, mesh_sizes: tuple[int, int, int] | None) -> Any:
+    """State and metrics after two steps, on one device (None) or on a mesh, as the loop does."""
+    task = {"understanding": understanding, "generation": generation}[stage]()
+    step = make_train_step(task, MOMENTUM, seed=0, ema_decay=0.9)
+    params, zero = drawn(task.init), jnp.zeros((), jnp.int32)
+    state = TrainState(zero, params, params, MOMENTUM.init(params), task.init_memory(), zero)
+    frozen, rows, compiled = frozen_parts(), batch(), jit(step)
+    if mesh_sizes is not None:
+        mesh = make_mesh(*mesh_sizes)
+        layout, frozen_layout = shardings(mesh, state), shardings(mesh, frozen)
+        compiled = jit(
+            step,
+            in_shardings=(layout, frozen_layout, NamedSharding(mesh, BATCH)),
+            out_shardings=(layout, NamedSharding(mesh, P())),
+        )
+        state, frozen = jax.device_put((state, frozen), (layout, frozen_layout))
+        rows = shard_batch(mesh, jax.tree.map(np.asarray, rows))
+    state, first = compiled(state, frozen, rows)
+    state, second = compiled(state, frozen, rows)
+    return state, first, second
+
+
+@pytest.fixture(scope="module")
+def alone() -> dict[str, Any]:
+    return {stage: steps(stage, None) for stage in STAGES}
+
+
+@pytest.mark.parametrize("mesh", [(8, 1, 1), (2, 4, 1), (2, 2, 2)])
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_step_on_a_mesh_is_a_step_on_one_device(
+    alone: dict[str, Any], stage: str, mesh: tuple[int, int, int]
+) -> None:
+    found = steps(stage, mesh)
+    assert all(len(leaf.sharding.device_set) == 8 for leaf in jax.tree.leaves(found[0]))
+    expected = named(alone[stage])
+    for name, leaf in named(found).items():
+        size = np.abs(expected[name]).max(initial=1e-3)
+        np.testing.assert_allclose(leaf, expected[name], atol=1e-4 * size, err_msg=name)

@@ -1,0 +1,169 @@
+import dataclasses
+from functools import cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gac_jax import flow
+from gac_jax.signal.mdct import compand, mdct
+from gac_jax.stages.generation import (
+    auditory_weights,
+    bin_scale,
+    predict,
+    time_bucket_losses,
+)
+from tests.tiny import DECODER, batch, drawn, frozen_parts, generation, jit
+
+KEY = jax.random.key(5)
+SHALLOW = dataclasses.replace(DECODER, depth=1)
+
+
+@pytest.fixture(scope="module")
+def params() -> Any:
+    return drawn(generation().init)
+
+
+@pytest.fixture(scope="module")
+def frozen() -> Any:
+    return frozen_parts()
+
+
+@cache
+def program(**changes: Any) -> Any:
+    """Loss, metrics, memory, and gradients of all parameters, trained and frozen."""
+    task = generation(**changes)
+
+    def run(params: Any, frozen: Any, memory: Any, batch: Any) -> Any:
+        def loss(params: Any, frozen: Any) -> Any:
+            return task.loss(params, frozen, memory, batch, KEY)
+
+        (value, (metrics, after)), gradients = jax.value_and_grad(loss, (0, 1), has_aux=True)(
+            params, frozen
+        )
+        return value, metrics, after, *gradients
+
+    return jit(run)
+
+
+@pytest.fixture(scope="module")
+def full(params: Any, frozen: Any) -> Any:
+    return program(drop_codes=0.0)(params, frozen, generation().init_memory(), batch())
+
+
+def spectrum_of(clips: dict[str, jax.Array]) -> tuple[np.ndarray, np.ndarray]:
+    """Companded MDCT and the MDCT frames that count."""
+    frames = -(-np.asarray(clips["num_samples"]) // 2560) * 4
+    spectrum = np.asarray(compand(mdct(clips["wave"], jnp.asarray(frames)), 0.4))
+    return spectrum, np.arange(spectrum.shape[1]) < frames[:, None]
+
+
+def test_the_loss_is_that_of_equation_10(params: Any, frozen: Any, full: Any) -> None:
+    """Recomputed the long way: v_theta against X_1 - X_0, with the task's own draws."""
+    task, clips = generation(drop_codes=0.0), batch()
+    spectrum, valid = spectrum_of(clips)
+    x1 = jnp.asarray(spectrum / (np.sqrt(np.square(spectrum[valid]).mean(axis=0)) + 1e-3))
+    frames, rows = jnp.asarray(valid.sum(axis=1) // 4), len(valid)
+    rate_key, time_key, noise_key, _ = jax.random.split(KEY, 4)
+    rate = jnp.asarray([0, 1, 2, 4, 8])[
+        jax.random.categorical(rate_key, jnp.zeros(5) + jnp.log(0.2), shape=(rows,))
+    ]
+    t = jax.nn.sigmoid(-0.4 + jax.random.normal(time_key, (rows,)))
+    assert float(t.max()) < 1 - flow.MIN_REMAINING  # the bound on 1 - t does not act
+    x0 = jax.random.normal(noise_key, x1.shape)
+    x_t = flow.interpolate(x0, x1, t)
+
+    @jit
+    def predicted() -> jax.Array:
+        features = task.features.apply({"params": frozen["encoder"]}, clips["wave"], frames)
+        quantizer = {"params": frozen["quantizer"]}
+        embedding = task.quantizer.apply(quantizer, *features, frames, rate).embedding
+        keep = jnp.ones((rows,), bool)
+        return predict(task.decoder, params["decoder"], x_t, t, embedding, rate, keep, frames)
+
+    v_hat = flow.velocity(predicted(), x_t, t)
+    error = np.square(v_hat - (x1 - x0)) * np.asarray(auditory_weights(640, 0.5))
+    assert float(full[0]) == pytest.approx(error.mean(axis=-1)[valid].mean(), rel=1e-3)
+
+
+def test_only_the_decoder_learns(full: Any) -> None:
+    decoder, frozen = full[3], full[4]
+    still = [
+        jax.tree_util.keystr(path)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(decoder)
+        if not leaf.any()
+    ]
+    assert still == ["['decoder']['condition_net']['null']"]  # as no codes are dropped here
+    assert not any(leaf.any() for leaf in jax.tree.leaves(frozen))
+
+
+def test_dropped_codes_train_the_null_condition_only(params: Any, frozen: Any) -> None:
+    run = program(drop_codes=1.0, decoder=SHALLOW)
+    shallow = drawn(generation(SHALLOW).init)
+    net = run(shallow, frozen, generation().init_memory(), batch())[3]["decoder"]["condition_net"]
+    assert net["null"].any() and not net["input"]["kernel"].any()
+    assert not net["rate"]["embedding"].any()
+
+
+def test_clips_of_no_length_do_not_count(params: Any, frozen: Any) -> None:
+    clips = batch()
+    clips["num_samples"] = clips["num_samples"].at[2].set(0)
+    spoilt = {**clips, "wave": clips["wave"].at[2].multiply(7.0)}
+    run, memory = program(drop_codes=0.0), generation().init_memory()
+    first, second = (run(params, frozen, memory, x) for x in (clips, spoilt))
+    assert float(first[0]) == pytest.approx(float(second[0]), rel=1e-5)
+    np.testing.assert_allclose(first[2]["power"], second[2]["power"], rtol=1e-5)
+
+
+def test_an_empty_batch_is_finite(params: Any, frozen: Any) -> None:
+    empty = {k: jnp.zeros_like(v) for k, v in batch().items()}
+    value, _, *rest = program(drop_codes=0.0)(params, frozen, generation().init_memory(), empty)
+    assert float(value) == 0.0
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(rest))
+
+
+def test_the_scale_of_each_bin_is_measured_then_kept() -> None:
+    task, memory = generation(scale_steps=3), generation().init_memory()
+    expected = []
+    for i in range(5):
+        clips = batch()
+        clips["wave"] = clips["wave"] * (1.0 + i)
+        spectrum, valid = spectrum_of(clips)
+        expected.append(np.square(spectrum[valid]).mean(axis=0))
+        memory = task._measure_scale(memory, jnp.asarray(spectrum), jnp.asarray(valid.sum(1) // 4))
+        measured = np.mean(expected[:3], axis=0)
+        np.testing.assert_allclose(memory["power"], measured, rtol=1e-4)
+    assert int(memory["batches"]) == 3
+    assert measured.std() > 0.1 * measured.mean()  # bins do differ
+    np.testing.assert_allclose(bin_scale(memory), np.sqrt(measured), rtol=1e-3, atol=1.1e-3)
+
+
+def test_the_scale_of_an_empty_bin_has_a_floor() -> None:
+    assert float(bin_scale({"power": jnp.zeros((1,))})[0]) == pytest.approx(1e-3)
+
+
+def test_bins_weigh_as_the_ear_resolves_them() -> None:
+    kilohertz = (np.arange(640) + 0.5) * 0.025
+    for strength in (0.0, 0.5, 1.0):
+        weights = np.asarray(auditory_weights(640, strength))
+        assert weights.mean() == pytest.approx(1.0, rel=1e-5)
+        per_hertz = (1 / (24.7 * (1 + 4.37 * kilohertz))) ** strength
+        np.testing.assert_allclose(weights / weights[0], per_hertz / per_hertz[0], rtol=1e-4)
+
+
+def test_losses_are_reported_by_quarters_of_time() -> None:
+    per_frame = jnp.asarray([[1.0, 2.0], [3.0, 9.0], [5.0, 6.0]])
+    valid = jnp.asarray([[True, True], [True, False], [True, True]])
+    found = time_bucket_losses(per_frame, valid, jnp.asarray([0.1, 0.2, 1.0]))
+    assert [float(found[f"loss_t{i}"]) for i in (0, 3)] == pytest.approx([2.0, 5.5])
+    assert np.isnan([float(found[f"loss_t{i}"]) for i in (1, 2)]).all()
+
+
+def test_the_time_metrics_add_up_to_the_loss(full: Any) -> None:
+    t = jax.nn.sigmoid(-0.4 + jax.random.normal(jax.random.split(KEY, 4)[1], (8,)))
+    frames = np.where(np.arange(8) % 2, 3, 4)
+    share = [frames[np.asarray(t * 4).astype(int) == i].sum() / frames.sum() for i in range(4)]
+    parts = np.asarray([float(full[1][f"loss_t{i}"]) for i in range(4)])
+    assert float(full[0]) == pytest.approx(np.nansum(parts * share), rel=1e-4)
