@@ -22,7 +22,7 @@ def get_config() -> ConfigDict:
     stage.optimizer.update(learning_rate=1e-3, warmup_steps=50)
     stage.objective.train_semantic_tower = False  # its 680,000 hours outweigh our 8
     stage = config.generation
-    stage.update(steps=2_400, batch_size=16, crop_frames=32, ema_decay=0.998)
+    stage.update(steps=1_700, batch_size=16, crop_frames=32, ema_decay=0.998)
     stage.update(log_every=50, eval_every=1_000, save_every=500)
     stage.optimizer.update(learning_rate=1e-3, warmup_steps=100)
     return config

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 
 VelocityFn = Callable[[jax.Array, jax.Array], jax.Array]
 SOLVERS = ("euler", "heun")
-MIN_REMAINING = 0.05  # floor of 1 - t, so that v stays finite near the audio end
+MIN_REMAINING = 1e-3  # floor of 1 - t, so that v stays finite at the audio end
+LOSS_FLOOR = 0.05  # the same in the loss, so that times near that end do not outweigh the rest
 
 
 def interpolate(x0: jax.Array, x1: jax.Array, t: jax.Array) -> jax.Array:
@@ -27,15 +28,18 @@ def interpolate(x0: jax.Array, x1: jax.Array, t: jax.Array) -> jax.Array:
     return t * x1 + (1.0 - t) * x0
 
 
-def velocity(x1_hat: jax.Array, x_t: jax.Array, t: jax.Array) -> jax.Array:
+def velocity(
+    x1_hat: jax.Array, x_t: jax.Array, t: jax.Array, floor: float = MIN_REMAINING
+) -> jax.Array:
     """Velocity that leads from X_t straight to the predicted X_1: (X_1 - X_t) / (1 - t).
 
     Args:
       x1_hat: (B, ...) predicted data.
       x_t: (B, ...) current point.
       t: (B,) flow time.
+      floor: least value of 1 - t.
     """
-    return (x1_hat - x_t) / jnp.maximum(1.0 - _expand(t, x_t), MIN_REMAINING)
+    return (x1_hat - x_t) / jnp.maximum(1.0 - _expand(t, x_t), floor)
 
 
 def loss_per_element(x1_hat: jax.Array, x1: jax.Array, t: jax.Array) -> jax.Array:
@@ -44,7 +48,7 @@ def loss_per_element(x1_hat: jax.Array, x1: jax.Array, t: jax.Array) -> jax.Arra
     With X_t on the straight line, v_theta - (X_1 - X_0) = (X_1_hat - X_1) / (1 - t), so the
     noise does not appear.
     """
-    return jnp.square(velocity(x1_hat, x1, t))
+    return jnp.square(velocity(x1_hat, x1, t, LOSS_FLOOR))
 
 
 def sample_time(key: jax.Array, shape: tuple[int, ...], mean: float, std: float) -> jax.Array:
@@ -119,7 +123,8 @@ def solve(velocity_fn: VelocityFn, x0: jax.Array, times: jax.Array, method: str)
       velocity_fn: v(x, t) with x of x0's shape and t a scalar.
       x0: start point at times[0].
       times: (steps + 1,) increasing.
-      method: 'euler' (first order, one evaluation a step) or 'heun' (second order, two).
+      method: 'euler' (first order, one evaluation a step) or 'heun' (second order, two; its last
+        step is Euler's, as in Karras et al., 2022).
 
     Returns:
       The point at times[-1], shape of x0.
@@ -134,7 +139,9 @@ def solve(velocity_fn: VelocityFn, x0: jax.Array, times: jax.Array, method: str)
         start, end = span
         slope = velocity_fn(x, start)
         if method == "heun":
-            slope = 0.5 * (slope + velocity_fn(x + (end - start) * slope, end))
+            ahead = velocity_fn(x + (end - start) * slope, end)
+            # Having arrived at the X_1 that it predicts, a network sees no velocity at t = 1.
+            slope = jnp.where(end < times[-1], 0.5 * (slope + ahead), slope)
         return x + (end - start) * slope, None
 
     return jax.lax.scan(step, x0, (times[:-1], times[1:]))[0]

@@ -65,6 +65,7 @@ def save(
         draft = Path(staging, "new")
         draft.mkdir()
         save_file(tensors, draft / "weights.safetensors")
+        (draft / "weights.safetensors").chmod(0o644)  # made for this user alone; unlike the rest
         (draft / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         (draft / "README.md").write_text(card)
         if folder.exists():

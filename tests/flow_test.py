@@ -34,10 +34,16 @@ def test_velocity_stays_finite_at_the_audio_end(rng: np.random.Generator) -> Non
 
 def test_loss_is_that_of_equation_10(rng: np.random.Generator) -> None:
     x0, x1, x1_hat = (normals(rng, 4, 6, 5) for _ in range(3))
-    t = jnp.asarray([0.0, 0.3, 0.7, 0.94])  # from 1 - MIN_REMAINING on, the velocity is bounded
+    t = jnp.asarray([0.0, 0.3, 0.7, 0.94])  # from 1 - LOSS_FLOOR on, the weight is bounded
     v_hat = flow.velocity(x1_hat, flow.interpolate(x0, x1, t), t)
     expected = np.square(v_hat - (x1 - x0))
     np.testing.assert_allclose(flow.loss_per_element(x1_hat, x1, t), expected, rtol=1e-3, atol=1e-5)
+
+
+def test_the_weight_of_times_near_the_audio_end_is_bounded(rng: np.random.Generator) -> None:
+    x1, x1_hat = normals(rng, 2, 6, 5), normals(rng, 2, 6, 5)
+    found = flow.loss_per_element(x1_hat, x1, jnp.asarray([0.96, 1.0]))
+    np.testing.assert_allclose(found, 400.0 * np.square(x1_hat - x1), rtol=1e-4)
 
 
 def test_time_is_logit_normal() -> None:
@@ -108,14 +114,17 @@ def test_euler_is_exact_on_straight_paths(rng: np.random.Generator) -> None:
     np.testing.assert_allclose(found, x1, atol=1e-5)
 
 
-def test_solving_with_perfect_predictions_ends_at_the_data(rng: np.random.Generator) -> None:
+@pytest.mark.parametrize("method", flow.SOLVERS)
+@pytest.mark.parametrize("steps", [1, 4, 16, 100])
+def test_solving_with_perfect_predictions_ends_at_the_data(
+    rng: np.random.Generator, steps: int, method: str
+) -> None:
     x0, x1 = normals(rng, 2, 4, 3), normals(rng, 2, 4, 3)
 
     def field(x: jax.Array, t: jax.Array) -> jax.Array:
         return flow.velocity(x1, x, jnp.broadcast_to(t, (2,)))
 
-    # Uniform steps no shorter than MIN_REMAINING, so that the bound on the velocity does not act.
-    found = flow.solve(field, x0, flow.time_grid(10, warp=0.0), "euler")
+    found = flow.solve(field, x0, flow.time_grid(steps), method)
     np.testing.assert_allclose(found, x1, atol=1e-4)
 
 

@@ -71,7 +71,7 @@ def test_the_loss_is_that_of_equation_10(params: Any, frozen: Any, full: Any) ->
         jax.random.categorical(rate_key, jnp.zeros(5) + jnp.log(0.2), shape=(rows,))
     ]
     t = jax.nn.sigmoid(-0.4 + jax.random.normal(time_key, (rows,)))
-    assert float(t.max()) < 1 - flow.MIN_REMAINING  # the bound on 1 - t does not act
+    assert float(t.max()) < 1 - flow.LOSS_FLOOR  # the bound on 1 - t does not act
     x0 = jax.random.normal(noise_key, x1.shape)
     x_t = flow.interpolate(x0, x1, t)
 

@@ -41,7 +41,9 @@ def split(state: TrainState, **axes: int) -> TrainState:
 
 
 def like(state: TrainState) -> TrainState:
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
+    )
 
 
 @pytest.fixture
@@ -128,7 +130,10 @@ def test_a_checkpoint_that_was_being_written_is_passed_over(saved: Path) -> None
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda s: made_state(0, width=9), r"ema/a/kernel is float32 \(8, 300\), should be float32 \(9, 300\)"),
+        (
+            lambda s: made_state(0, width=9),
+            r"ema/a/kernel is float32 \(8, 300\), should be float32 \(9, 300\)",
+        ),
         (lambda s: s.replace(memory={}), r"memory/seen is float32 \(3,\), should be absent"),
         (
             lambda s: s.replace(memory={**s.memory, "more": jnp.zeros(1)}),
@@ -176,7 +181,9 @@ def test_a_damaged_checkpoint_is_not_taken_for_a_whole_one(
     saved: Path, damage: Callable[[Path], None]
 ) -> None:
     damage(saved / "checkpoints" / "20")
-    with pytest.raises(UserError, match=f"^{saved}/checkpoints/20: damaged checkpoint; remove it") as error:
+    with pytest.raises(
+        UserError, match=f"^{saved}/checkpoints/20: damaged checkpoint; remove it"
+    ) as error:
         restored(saved, made_state(0))
     assert "\n" not in str(error.value)
     gc.collect()
