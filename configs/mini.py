@@ -15,7 +15,7 @@ def get_config() -> ConfigDict:
     config.name = "mini"
     config.encoder.update(width=384, depth=4, num_heads=6)
     config.decoder.update(width=256, depth=8)
-    config.sampling.storage = "int8"
+    config.sampling.update(steps=8, storage="int8")  # 16 steps measured no better
     stage = config.understanding
     stage.update(steps=700, batch_size=16, crop_frames=32, ema_decay=0.995)
     stage.update(log_every=50, eval_every=1_000, save_every=500)

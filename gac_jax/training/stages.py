@@ -34,6 +34,7 @@ from gac_jax.training.loop import LoopConfig, NumpyBatch, StageRun, run_stage
 from gac_jax.training.optimizer import OptimizerConfig
 from gac_jax.training.origin import Origin, adopt
 from gac_jax.training.state import TrainState
+from gac_jax.windows import MULTIPLE
 
 STAGES = ("understanding", "generation")
 OWN_FIELDS = ("batch_size", "crop_frames", "optimizer", "objective")  # the rest are of the loop
@@ -140,9 +141,8 @@ def _stage_run(
     corpus: Summary,
 ) -> StageRun:
     task, stage = build_task(name, config), config[name]
-    crop, share = stage.crop_frames * FRAME_SAMPLES, mesh.shape["data"] * mesh.shape["fsdp"]
-    if stage.batch_size % share:
-        raise ValueError(f"{share} devices cannot share {name}.batch_size {stage.batch_size}")
+    _check_sizes(name, stage, mesh)
+    crop = stage.crop_frames * FRAME_SAMPLES
     loop = {k: v for k, v in stage.items() if k not in OWN_FIELDS}
     return StageRun(
         task=task,
@@ -157,6 +157,14 @@ def _stage_run(
         train_batches=_training(config, stage.batch_size, crop),
         validation_batches=_validation(config, stage.batch_size, crop),
     )
+
+
+def _check_sizes(name: str, stage: ConfigDict, mesh: Mesh) -> None:
+    share = mesh.shape["data"] * mesh.shape["fsdp"]
+    if stage.batch_size % share:
+        raise ValueError(f"{share} devices cannot share {name}.batch_size {stage.batch_size}")
+    if name == "generation" and stage.crop_frames % MULTIPLE:  # they become the model's windows
+        raise ValueError(f"{name}.crop_frames {stage.crop_frames} is no multiple of {MULTIPLE}")
 
 
 def _training(config: ConfigDict, batch_size: int, crop: int) -> Callable[[int], object]:

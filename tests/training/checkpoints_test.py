@@ -127,6 +127,15 @@ def test_a_checkpoint_that_was_being_written_is_passed_over(saved: Path) -> None
     assert_same(restored(saved, made_state(0)), made_state(30))
 
 
+def test_a_checkpoint_that_was_being_removed_does_no_harm(saved: Path) -> None:
+    (saved / "checkpoints" / "10" / "_CHECKPOINT_METADATA").unlink()
+    shutil.rmtree(saved / "checkpoints" / "10" / "state")
+    assert_same(restored(saved, made_state(0)), made_state(20))
+    with Checkpoints(str(saved), every=10, keep=2) as store:
+        store.save(30, made_state(30), CONFIG, force=False)
+    assert not (saved / "checkpoints" / "10").exists()
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
