@@ -122,9 +122,7 @@ def test_windows_agree_where_they_meet(codec: Codec, tiny_model: Path) -> None:
     """No audible seam: the level at seams is that of anywhere else, within 1 dB."""
     tokens = codec.encode(noise(40 * WINDOW * FRAME_SAMPLES))
     wave = codec.decode(tokens, steps=4)
-    seams = [
-        (w.start + w.overlap // 2) * FRAME_SAMPLES for w in codec.plan(tokens.num_frames)[1:]
-    ]
+    seams = [(w.start + w.overlap // 2) * FRAME_SAMPLES for w in codec.plan(tokens.num_frames)[1:]]
     reach = FRAME_SAMPLES // 4
     power = [np.mean(np.square(wave[s - reach : s + reach])) for s in seams]
     assert abs(10 * np.log10(np.mean(power) / np.mean(np.square(wave)))) < 1.0

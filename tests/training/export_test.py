@@ -87,7 +87,7 @@ def test_the_card_says_what_the_model_is(tmp_path: Path) -> None:
         "| spectrum | 640 |",
         "Weights are stored as float32.",
         "- understanding: 120,000 steps of 8 crops of 0.32 s",
-        "- generation: 4 steps of 8 crops of 0.32 s",
+        "- generation: 4 steps of 8 crops of 1.28 s",
         f"Data: {CORPUS} from `manifest.csv`; 7 clips were held out.",
         "| speech | 1,200 | 7.5 h |",
         "| music | 3 | 1.5 min |",
