@@ -7,6 +7,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 
 def dense(features: int, **kwargs: Any) -> nn.Dense:
@@ -98,7 +99,7 @@ class DepthwiseConv(nn.Module):
     """
 
     kernel_size: int = 7
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -118,7 +119,7 @@ class ConvNeXtBlock(nn.Module):
 
     expansion: int = 4
     kernel_size: int = 7
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array, valid: jax.Array) -> jax.Array:
