@@ -22,6 +22,11 @@ for _name, _value in {
     jax.config.update(_name, _value)
     os.environ[_name.upper()] = str(_value)
 
+# Eight devices share few cores: on a busy machine one may be late for a collective by more than
+# the 40 s after which XLA would abort the process. Read when the first device is made.
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_cpu_collective_call_terminate_timeout_seconds=600"
+).strip()
 jax.config.update("jax_num_cpu_devices", 8)
 # A shape that broadcasts by luck, or a dtype that widens unseen, is an error here.
 jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -84,8 +84,7 @@ class Checkpoints:
 
 def latest_step(stage_folder: str) -> int | None:
     """Step of the newest complete checkpoint of a stage, whose folder need not exist."""
-    folder = os.path.join(stage_folder, FOLDER)
-    return max(ocp.utils.checkpoint_steps(folder), default=None) if os.path.isdir(folder) else None
+    return max(ocp.utils.checkpoint_steps(os.path.join(stage_folder, FOLDER)), default=None)
 
 
 def _check(place: str, stored: Any, like: TrainState) -> None:
