@@ -22,12 +22,13 @@ for _name, _value in {
     jax.config.update(_name, _value)
     os.environ[_name.upper()] = str(_value)
 
-# Eight devices share few cores: on a busy machine one may be late for a collective by more than
-# the 40 s after which XLA would abort the process. Read when the first device is made.
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_cpu_collective_call_terminate_timeout_seconds=600"
-).strip()
+# Each collective of each device blocks a thread of XLA's pool, which has no more threads than there
+# are devices: two collectives under way at once fill it, and neither ever ends. XLA takes the size
+# of the pool from NPROC when the first device is made.
+os.environ["NPROC"] = "64"
 jax.config.update("jax_num_cpu_devices", 8)
+jax.devices()
+del os.environ["NPROC"]
 # A shape that broadcasts by luck, or a dtype that widens unseen, is an error here.
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
