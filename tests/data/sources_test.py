@@ -1,6 +1,5 @@
 import dataclasses
 import json
-import os
 import pickle
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import soundfile
 
 from gac_jax.data.sources import CLIP_FIELDS, DOMAINS, Clip, open_source
 from gac_jax.errors import UserError
+from tests import assets
 
 
 def test_folder_lists_audio_below_it_by_name(tmp_path, write_clip):
@@ -125,11 +125,7 @@ def test_bundled_clips_are_small_and_licensed():
 
 
 def test_real_manifest_reads():
-    root = Path(__file__).resolve().parents[2]
-    folder = Path(os.environ.get("GAC_CORPUS", root.parent / "shared" / "corpus"))
-    if not (folder / "manifest.csv").exists():
-        pytest.skip("needs the corpus: set GAC_CORPUS to the folder of its manifest.csv")
-    source = open_source(str(folder / "manifest.csv"))
+    source = open_source(str(assets.corpus()))
     assert len(source) > 1_000
     assert {clip.domain for clip in source.clips} <= set(DOMAINS)
     with source[0].open() as file:
