@@ -38,13 +38,16 @@ INSTALL_REQUIRES = [
     "flatbuffers>=24",  # jax.export imports it and does not declare it
 ]
 
+# Language models for the understanding stage: their tokenizers and weight files, and errors of
+# what they answer.
+TEXT_REQUIRE = ["gguf>=0.17", "jiwer>=4.0", "tokenizers>=0.21"]
+
 EXTRAS_REQUIRE = {
     # Accelerators: the same code, another jaxlib.
     "cuda12": [f"jax[cuda12]{JAX_BOUNDS}"],
     "cuda13": [f"jax[cuda13]{JAX_BOUNDS}"],
     "tpu": [f"jax[tpu]{JAX_BOUNDS}"],
-    # Language models for the understanding stage: their tokenizers and weight files.
-    "text": ["gguf>=0.17", "tokenizers>=0.21"],
+    "text": TEXT_REQUIRE,
     # Judges of decoded audio: word errors, opinion scores, intelligibility.
     "eval": [
         "faster-whisper>=1.2",
@@ -56,6 +59,7 @@ EXTRAS_REQUIRE = {
     # ruff and mypy are held to one minor version: the test suite runs both, and a newer
     # formatter or checker must not turn an unchanged commit red.
     "dev": [
+        *TEXT_REQUIRE,  # the suite reads and writes small files of both kinds
         "mypy>=2.4,<2.5",
         "pre-commit>=4.0",
         "pytest>=9.0",

@@ -25,6 +25,10 @@ def get_config() -> ConfigDict:
     data.gain_jitter_db = 6.0  # crops are scaled to unit RMS, plus or minus this
     data.num_threads = 8  # readers
 
+    # Of dense layers: "bfloat16" multiplies in bfloat16 and sums in float32, "float32" multiplies
+    # exactly, "default" is the platform's own choice.
+    config.matmul_precision = "default"
+
     config.mesh = mesh = ConfigDict()  # devices along each axis; -1 is "the rest"
     mesh.data = -1  # copies of the parameters
     mesh.fsdp = 1  # parameters split, gathered when used
@@ -43,6 +47,8 @@ def get_config() -> ConfigDict:
     encoder.dtype = "float32"  # of matmuls; "bfloat16" on accelerators
     config.whisper = ""  # folder with pretrained Whisper weights (Hugging Face layout); "" is none
 
+    config.language_model = _language_model()  # frozen; reads the codes in stage 1
+
     config.quantizer = quantizer = ConfigDict()  # see gac_jax.models.quantizer.QuantizerConfig
     quantizer.width = 256  # channels of a code embedding
     quantizer.semantic_dim = 32  # channels in which semantic codes are compared
@@ -56,20 +62,46 @@ def get_config() -> ConfigDict:
     decoder.remat = False  # recompute activations in the backward pass
     decoder.dtype = "float32"  # of matmuls; "bfloat16" on accelerators
 
-    config.understanding = stage = _stage()
+    config.understanding = _understanding()
+    config.generation = _generation()
+
+    config.sampling = sampling = ConfigDict()  # defaults written into the model folder
+    sampling.steps = 16  # network evaluations of the Euler solver
+    sampling.solver = "euler"  # or "heun"
+    sampling.guidance = 1.5  # classifier-free guidance weight; 1 is none
+    sampling.storage = "float32"  # of shipped weights: float32, bfloat16 or int8
+    return config
+
+
+def _language_model() -> ConfigDict:
+    language = ConfigDict()
+    language.path = ""  # Hugging Face folder or .gguf of a Llama, SmolLM2 or Qwen2; "" is none
+    language.tokenizer = ""  # file or folder, if it is not in the same place
+    language.prompt = "chatml"  # for instruction-tuned models; "plain" for base models
+    language.max_tokens = 64  # of a question with its answer; longer answers are cut
+    language.remat = False  # recompute activations in the backward pass
+    language.dtype = "float32"  # of weights and activations; "bfloat16" on accelerators
+    return language
+
+
+def _understanding() -> ConfigDict:
+    stage = _stage()
     stage.objective = ConfigDict()
     stage.objective.weights = dict(  # of the loss terms; 0 leaves a term out
-        mel=1.0, feature=1.0, codes=1.0, info=0.05, confidence=0.0
+        text=1.0, mel=1.0, feature=1.0, codes=1.0, info=0.05, confidence=0.0
     )
     stage.objective.rate_weights = (0.25, 0.25, 0.15, 0.15, 0.2)  # of k = 0, 1, 2, 4, 8
+    stage.objective.warmup_steps = 1_000  # at the start, in which features pass unquantised
     stage.objective.usage_decay = 0.9  # memory of code usage, per step
+    stage.objective.hits_decay = 0.998  # memory of the codes in use, for metrics, per step
+    stage.objective.codebook_decay = 0.98  # memory of the residual codebooks, per step
     stage.objective.train_semantic_tower = True  # False keeps pretrained Whisper as it is
-    stage.optimizer.scales = (  # (path, factor on its updates)
-        ("encoder/semantic", 0.1),
-        ("residual_codes", 5.0),  # each code sees 1/256 of the data
-    )
+    stage.optimizer.scales = (("encoder/semantic", 0.1),)  # (path, factor on its updates)
+    return stage
 
-    config.generation = stage = _stage()
+
+def _generation() -> ConfigDict:
+    stage = _stage()
     stage.objective = ConfigDict()
     stage.objective.rate_weights = (0.25, 0.25, 0.15, 0.15, 0.2)  # of k = 0, 1, 2, 4, 8
     stage.objective.drop_codes = 0.1  # share of crops without condition, for guidance
@@ -78,13 +110,7 @@ def get_config() -> ConfigDict:
     stage.objective.companding = 0.4  # exponent e of sign(c)|c|^e
     stage.objective.auditory_weight = 0.5  # 0: all bins alike; 1: by auditory filters per hertz
     stage.objective.scale_steps = 200  # steps that measure the per-bin deviation
-
-    config.sampling = sampling = ConfigDict()  # defaults written into the model folder
-    sampling.steps = 16  # network evaluations of the Euler solver
-    sampling.solver = "euler"  # or "heun"
-    sampling.guidance = 1.5  # classifier-free guidance weight; 1 is none
-    sampling.storage = "float32"  # of shipped weights: float32, bfloat16 or int8
-    return config
+    return stage
 
 
 def _stage() -> ConfigDict:

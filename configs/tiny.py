@@ -15,11 +15,14 @@ def get_config() -> ConfigDict:
     config.data.validation_percent = 0.0  # three clips leave nothing to hold out
     config.encoder.update(width=128, depth=2, num_heads=2, acoustic_width=96, acoustic_depth=2)
     config.decoder.update(width=128, depth=6)
+    config.matmul_precision = "bfloat16"
     for stage in (config.understanding, config.generation):
         stage.update(batch_size=8, crop_frames=16, ema_decay=0.99)
         stage.update(log_every=20, eval_every=1_000, save_every=100)
         stage.optimizer.update(learning_rate=1e-3, warmup_steps=20)
     config.understanding.steps = 120
+    config.understanding.objective.warmup_steps = 20
+    config.understanding.objective.weights.text = 0.0  # no language model: nothing to load
     config.generation.steps = 240
     config.generation.objective.scale_steps = 50
     return config

@@ -21,10 +21,10 @@ BATCH = P(("data", "fsdp"))
 
 # First match wins. A spec covers the last axes of an array; () replicates it.
 RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
-    (r"(query|key|value|mlp_in|expand|affine|unfold)/kernel$", ("fsdp", "tensor")),
+    (r"(query|key|value|gate|mlp_in|expand|affine|unfold)/kernel$", ("fsdp", "tensor")),
     (r"(out|mlp_out|project)/kernel$", ("tensor", "fsdp")),
     (r"(conv1|conv2)/kernel$", (None, "fsdp", "tensor")),
-    (r"(basis|residual_codes|rate/embedding)$", ("fsdp", None)),
+    (r"(basis|residual_codes|embedding)$", ("fsdp", None)),
     (r"kernel$", ("fsdp", None)),
     (r"(bias|scale|null|subframe)$", ()),
     (r"memory/.*$", ()),

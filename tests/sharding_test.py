@@ -145,10 +145,10 @@ def test_rows_of_a_batch_are_spread_over_data_and_fsdp() -> None:
 
 def steps(stage: str, mesh_sizes: tuple[int, int, int] | None) -> Any:
     """State and metrics after two steps, on one device (None) or on a mesh, as the loop does."""
-    task = {"understanding": understanding, "generation": generation}[stage]()
+    task = understanding(listens=True) if stage == "understanding" else generation()
     step = make_train_step(task, MOMENTUM, seed=0, ema_decay=0.9)
     params, zero = drawn(task.init), jnp.zeros((), jnp.int32)
-    state = TrainState(zero, params, params, MOMENTUM.init(params), task.init_memory(), zero)
+    state = TrainState(zero, params, params, MOMENTUM.init(params), task.init_memory(params), zero)
     frozen, rows, compiled = frozen_parts(), batch(), jit(step)
     if mesh_sizes is not None:
         mesh = make_mesh(*mesh_sizes)

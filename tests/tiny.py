@@ -10,9 +10,11 @@ import numpy as np
 
 from gac_jax.models.encoder import EncoderConfig
 from gac_jax.models.flow_decoder import DecoderConfig
+from gac_jax.models.language_model import LanguageModel, LanguageModelConfig
 from gac_jax.models.quantizer import QuantizerConfig
 from gac_jax.rates import FRAME_SAMPLES
 from gac_jax.stages.generation import Generation, GenerationConfig
+from gac_jax.stages.reading import Reader
 from gac_jax.stages.understanding import Understanding, UnderstandingConfig
 
 ENCODER = EncoderConfig(
@@ -28,17 +30,48 @@ QUANTIZER = QuantizerConfig(
     width=16, semantic_size=64, semantic_dim=8, num_residual=8, residual_size=16, residual_dim=8
 )
 DECODER = DecoderConfig(width=32, depth=2, head_dim=16, condition_blocks=1)
-WEIGHTS = dict(mel=1.0, feature=1.0, codes=1.0, info=0.1, confidence=0.01)
+LANGUAGE_MODEL = LanguageModelConfig(
+    vocab_size=48,
+    width=16,
+    depth=2,
+    num_heads=2,
+    num_kv_heads=1,
+    head_dim=8,
+    mlp_width=32,
+    rope_theta=10_000.0,
+    norm_eps=1e-5,
+    tied=True,
+    qkv_bias=False,
+)
+WEIGHTS = dict(text=0.5, mel=1.0, feature=1.0, codes=1.0, info=0.1, confidence=0.01)
 RATES = (0.2, 0.2, 0.2, 0.2, 0.2)
 
 # Programs of this size run in no time however they are compiled; unoptimised they compile in half.
 jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
-def understanding(weights: dict[str, float] | None = None, **changes: Any) -> Understanding:
-    options = {"rate_weights": RATES, "usage_decay": 0.9, "train_semantic_tower": True, **changes}
+def understanding(
+    weights: dict[str, float] | None = None, listens: bool = False, **changes: Any
+) -> Understanding:
+    """Stage 1; with a language model if it `listens`."""
+    options = {
+        "rate_weights": RATES,
+        "warmup_steps": 0,
+        "usage_decay": 0.9,
+        "hits_decay": 0.9,
+        "codebook_decay": 0.9,
+        "train_semantic_tower": True,
+        "domains": ("speech", "sound"),
+        **changes,
+    }
     terms = tuple((WEIGHTS if weights is None else weights).items())
-    return Understanding(UnderstandingConfig(weights=terms, **options), ENCODER, QUANTIZER)
+    settings = UnderstandingConfig(weights=terms, **options)
+    return Understanding(settings, ENCODER, QUANTIZER, reader() if listens else None)
+
+
+def reader() -> Reader:
+    """A random language model's."""
+    return Reader(LANGUAGE_MODEL, loudness=0.7, prefix=(1, 2, 3), stop_tokens=(0,))
 
 
 def generation(decoder: DecoderConfig = DECODER, **changes: Any) -> Generation:
@@ -77,21 +110,28 @@ def drawn(init: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def frozen_parts() -> Any:
-    """A random encoder and quantiser."""
+    """A random encoder, quantiser and language model."""
     params = drawn(understanding().init)
-    return {part: params[part] for part in ("encoder", "quantizer")}
+    words = jnp.ones((1, 1), jnp.int32)
+    language = drawn(LanguageModel(LANGUAGE_MODEL).init, words, words > 0)["params"]
+    parts = {part: params[part] for part in ("encoder", "quantizer")}
+    return {**parts, "language_model": language}
 
 
 def batch(rows: int = 8, frames: int = 4) -> dict[str, jax.Array]:
-    """Tones in noise of unit RMS; every second row ends early, zeros follow."""
+    """Tones in noise of unit RMS, with texts; every second row ends early, zeros follow."""
     rng, samples = np.random.default_rng(3), frames * FRAME_SAMPLES
     pitch = rng.uniform(0.01, 0.3, (rows, 1))
     wave = np.sin(pitch * np.arange(samples)) + 0.3 * rng.standard_normal((rows, samples))
     wave /= np.sqrt(np.mean(np.square(wave), axis=1, keepdims=True))
+    text_lengths = np.arange(rows) % 4 + 5 * (np.arange(rows) % 3 > 0)
     lengths = np.where(np.arange(rows) % 2, samples - FRAME_SAMPLES - 700, samples)
     wave *= np.arange(samples) < lengths[:, None]
     return {
         "wave": jnp.asarray(wave, jnp.float32),
         "num_samples": jnp.asarray(lengths, jnp.int32),
-        "domain": jnp.zeros((rows,), jnp.int32),
+        "domain": jnp.arange(rows, dtype=jnp.int32) % 2,
+        "text": jnp.asarray(rng.integers(4, 48, (rows, 9)), jnp.int32),
+        "text_length": jnp.asarray(text_lengths, jnp.int32),  # 0 in some rows: no text
+        "answer_start": jnp.full((rows,), 3, jnp.int32),
     }

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 
 import grain
@@ -18,8 +19,10 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from gac_jax.data.sources import DOMAINS, Clip, open_source
+from gac_jax.data.text import TextTargets, check_answers
 from gac_jax.data.transforms import RandomCrop
 from gac_jax.errors import UserError
+from gac_jax.rates import SAMPLE_RATE
 
 Batch = dict[str, np.ndarray]
 VALIDATION_SEED = 0  # the same crops in every run, so that runs compare
@@ -33,6 +36,7 @@ def train_batches(
     start_step: int = 0,
     process_index: int = 0,
     process_count: int = 1,
+    targets: TextTargets | None = None,
 ) -> grain.DatasetIterator:
     """Endless batches of random crops of the clips that are not held out.
 
@@ -44,13 +48,16 @@ def train_batches(
       start_step: number of the first batch.
       process_index: which share of each batch to return.
       process_count: number of shares.
+      targets: makes the texts that belong to the crops; without it, batches have none.
 
     Returns:
       Iterator, to be closed, of: wave (B / process_count, S) float32, and num_samples, domain and
-      clip, each (B / process_count,) int32; see `RandomCrop`.
+      clip, each (B / process_count,) int32; with targets also text (B / process_count, L),
+      text_length and answer_start, int32. See `RandomCrop`.
 
     Raises:
-      UserError: if the root cannot be read, or no clip is left to train on.
+      UserError: if the root cannot be read, no clip is left to train on, or there are targets and
+        no clip has a label, or a text that a crop can hold.
       ValueError: if the batch cannot be shared evenly.
     """
     if batch_size % process_count:
@@ -65,7 +72,11 @@ def train_batches(
         )
     counts = ", ".join(f"{len(members)} {name}" for name, members in domains.items())
     logging.info("clips to train on: %s; held out: %d", counts, len(held_out))
-    crop = RandomCrop(source, crop_samples, data.gain_jitter_db)
+    if targets is not None:
+        indices = itertools.chain.from_iterable(domains.values())
+        clips = (source[index] for index in indices)
+        check_answers(clips, crop_samples / SAMPLE_RATE, data.root)
+    crop = RandomCrop(source, crop_samples, data.gain_jitter_db, targets)
     examples = _examples(domains, data.domain_weights, crop, seed)
     batches = examples[process_index::process_count].batch(batch_size // process_count)
     iterator = iter(batches.to_iter_dataset(_read_options(data)))
@@ -80,8 +91,9 @@ def validation_batches(
     num_batches: int,
     process_index: int = 0,
     process_count: int = 1,
+    targets: TextTargets | None = None,
 ) -> Iterator[Batch]:
-    """Yields the same crops of held-out clips at every call, with no jitter of the gain.
+    """Yields the same crops and texts of held-out clips at every call, with no gain jitter.
 
     Arguments are those of `train_batches`. There are no batches if no clip is held out.
 
@@ -93,7 +105,7 @@ def validation_batches(
     domains = _by_domain(source.clips, held_out, data.domain_weights)
     if not domains:
         return
-    crop = RandomCrop(source, crop_samples)
+    crop = RandomCrop(source, crop_samples, targets=targets)
     examples = _examples(domains, data.domain_weights, crop, VALIDATION_SEED)
     share = examples[: num_batches * batch_size][process_index::process_count]
     batches = share.batch(batch_size // process_count)

@@ -11,6 +11,7 @@ import soundfile
 from absl import logging
 
 from gac_jax.data.sources import DOMAINS, Clip, Source
+from gac_jax.data.text import TextTargets
 from gac_jax.errors import UserError
 from gac_jax.rates import SAMPLE_RATE
 from gac_jax.signal.audio_io import to_mono_32k
@@ -38,11 +39,13 @@ class RandomCrop(grain.transforms.RandomMap):
       source: where the clips are.
       crop_samples: S, length of a crop at 32 kHz.
       gain_jitter_db: crops are scaled to unit RMS, plus or minus a uniform draw up to this many dB.
+      targets: makes the text that belongs to a crop; without it, examples have none.
     """
 
     source: Source
     crop_samples: int
     gain_jitter_db: float = 0.0
+    targets: TextTargets | None = None
 
     def random_map(self, element: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         """Reads one example.
@@ -52,18 +55,19 @@ class RandomCrop(grain.transforms.RandomMap):
 
         Args:
           element: index of the clip in the source.
-          rng: draws the place of the crop and its gain.
+          rng: draws the place of the crop and its gain, then what is asked about it.
 
         Returns:
           wave (S,) float32; num_samples () int32, samples of the wave that are audio; domain ()
-          int32, place in `DOMAINS`; clip () int32, the index.
+          int32, place in `DOMAINS`; clip () int32, the index. With targets also what
+          `TextTargets.of` returns; a clip that cannot be read has nothing to say.
         """
         clip = self.source[element]
         try:
-            audio = read_crop(clip, self.crop_samples, rng)
+            audio, whole = _read(clip, self.crop_samples, rng)
         except UNREADABLE as error:
             _report_once(clip.path, error)
-            audio = np.zeros(0, np.float32)
+            audio, whole = np.zeros(0, np.float32), False
         wave = np.zeros(self.crop_samples, np.float32)
         wave[: len(audio)] = audio * self._gain(audio, rng)
         return {
@@ -71,7 +75,15 @@ class RandomCrop(grain.transforms.RandomMap):
             "num_samples": np.asarray(len(audio), np.int32),
             "domain": np.asarray(DOMAINS.index(clip.domain), np.int32),
             "clip": np.asarray(element, np.int32),
+            **self._text(clip, whole, bool(len(audio)), rng),
         }
+
+    def _text(
+        self, clip: Clip, whole: bool, readable: bool, rng: np.random.Generator
+    ) -> dict[str, np.ndarray]:
+        if self.targets is None:
+            return {}
+        return self.targets.of(clip, whole, rng) if readable else self.targets.none()
 
     def _gain(self, audio: np.ndarray, rng: np.random.Generator) -> np.float32:
         """Returns the factor that brings the crop to unit RMS plus the jitter."""
@@ -94,6 +106,11 @@ def read_crop(clip: Clip, num_samples: int, rng: np.random.Generator) -> np.ndar
     Raises:
       Exception: one of `UNREADABLE`.
     """
+    return _read(clip, num_samples, rng)[0]
+
+
+def _read(clip: Clip, num_samples: int, rng: np.random.Generator) -> tuple[np.ndarray, bool]:
+    """Does the work of `read_crop`, and tells whether the crop holds the whole clip."""
     with clip.open() as file:
         wanted = -(-num_samples * file.samplerate // SAMPLE_RATE)
         start = int(rng.integers(max(file.frames - wanted, 0) + 1))
@@ -103,7 +120,8 @@ def read_crop(clip: Clip, num_samples: int, rng: np.random.Generator) -> np.ndar
         audio = file.read(num_frames, dtype="float32", always_2d=True).mean(axis=1)
         wave = to_mono_32k(audio, file.samplerate)
         begin = round(margin * SAMPLE_RATE / file.samplerate)
-    return wave[begin : begin + num_samples]
+        is_whole = file.frames <= wanted
+    return wave[begin : begin + num_samples], is_whole
 
 
 def _report_once(path: str, error: Exception) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import flax.linen as nn
 import jax
 
-from gac_jax.models.layers import ConvNeXtBlock, dense
+from gac_jax.models.layers import ConvNeXtBlock, dense, normalise
 
 
 class MelHead(nn.Module):
@@ -50,3 +50,19 @@ class FeatureHead(nn.Module):
         """Maps (B, N, C) to (B, N, features)."""
         hidden = nn.gelu(dense(self.width, name="expand")(embedding))
         return dense(self.features, name="output")(hidden)
+
+
+class TextAdapter(nn.Module):
+    """Maps code embeddings to vectors that stand where a language model expects words.
+
+    Attributes:
+      width: channels D of the language model.
+    """
+
+    width: int
+
+    @nn.compact
+    def __call__(self, embedding: jax.Array) -> jax.Array:
+        """Maps (B, N, C) to (B, N, D), of unit mean square at the start of training."""
+        hidden = nn.gelu(dense(self.width, name="expand")(normalise(embedding)))
+        return nn.RMSNorm(name="norm")(dense(self.width, name="output")(hidden))

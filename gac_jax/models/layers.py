@@ -11,22 +11,72 @@ from jax.typing import DTypeLike
 
 
 def dense(features: int, **kwargs: Any) -> nn.Dense:
-    """`nn.Dense` that multiplies plain matrices.
-
-    The backward pass of a dense layer contracts all leading axes; XLA's CPU backend is more than
-    twice as fast when there is only one of them. Accelerators do not care.
-    """
+    """`nn.Dense` that multiplies plain matrices by `matmul`."""
     return nn.Dense(features, dot_general=_flat_dot_general, **kwargs)
 
 
 def _flat_dot_general(
-    x: jax.Array, kernel: jax.Array, dimensions: object, **kwargs: Any
+    x: jax.Array, kernel: jax.Array, dimensions: object, **kwargs: object
 ) -> jax.Array:
-    del dimensions  # nn.Dense always contracts the last axis of x with the first of kernel
-    flat = jax.lax.dot_general(
-        x.reshape(-1, x.shape[-1]), kernel, (((1,), (0,)), ((), ())), **kwargs
-    )
-    return flat.reshape(*x.shape[:-1], kernel.shape[-1])
+    del dimensions, kwargs  # nn.Dense always contracts the last axis of x with the first of kernel
+    return matmul(x.reshape(-1, x.shape[-1]), kernel).reshape(*x.shape[:-1], kernel.shape[-1])
+
+
+@jax.custom_vjp
+def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Product of two matrices that sums in float32, forwards and backwards.
+
+    Multiplies in bfloat16 if the inputs are, or if `jax.default_matmul_precision` asks for it.
+    XLA's CPU backend then uses the matrix units of recent processors, five times as fast as
+    float32, where it is given plain products of untransposed matrices with a float32 sum, which
+    the backward pass of `jnp.matmul` does not. Accelerators do the same either way.
+
+    Args:
+      x: (M, K).
+      kernel: (K, N), same dtype.
+
+    Returns:
+      (M, N), same dtype.
+    """
+    return _product(x, kernel, x.dtype)
+
+
+def _matmul_forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple]:
+    return _product(x, kernel, x.dtype), (_rounded(x), _rounded(kernel))
+
+
+def _matmul_backward(saved: tuple, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x, kernel = map(_transposed, saved)
+    dtype = gradient.dtype
+    return _product(gradient, kernel, dtype), _product(x, gradient, dtype)
+
+
+matmul.defvjp(_matmul_forward, _matmul_backward)
+
+
+def _product(a: jax.Array, b: jax.Array, dtype: DTypeLike) -> jax.Array:
+    product = jax.lax.dot(_rounded(a), _rounded(b), preferred_element_type=jnp.float32)
+    return product.astype(dtype)
+
+
+def _rounded(x: jax.Array) -> jax.Array:
+    """In the dtype that products are asked to multiply in."""
+    asked = jax.default_matmul_precision.value
+    return x.astype(jnp.bfloat16) if asked in ("bfloat16", "BF16_BF16_F32") else x
+
+
+def _transposed(x: jax.Array) -> jax.Array:
+    """x.T; on CPU in two steps, which XLA does not fold into the product as it would one."""
+    block = 32
+    if x.dtype != jnp.bfloat16 or x.shape[0] % block:
+        return x.T
+
+    def in_two_steps(x: jax.Array) -> jax.Array:
+        rows, columns = x.shape
+        blocks = x.reshape(rows // block, block, columns).transpose(0, 2, 1)
+        return blocks.transpose(1, 0, 2).reshape(columns, rows)
+
+    return jax.lax.platform_dependent(x, cpu=in_two_steps, default=jnp.transpose)
 
 
 def sinusoids(positions: jax.Array, width: int, max_period: float = 10_000.0) -> jax.Array:

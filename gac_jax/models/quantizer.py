@@ -3,7 +3,8 @@
 The semantic codebook is SimVQ (Zhu et al., 2024): a frozen random basis seen through a learned
 linear map, so that every code moves with every gradient and none dies. The residual codebooks
 (residual VQ, Zeghidour et al., 2021) describe the acoustic feature, one after the other, after
-the semantic code has explained what it can. Gradients pass the semantic code by the rotation
+the semantic code has explained what it can; they are running means (`gac_jax.models.kmeans`), which
+no gradient reaches. Gradients pass the semantic code by the rotation
 trick (Fifty et al., 2024), and all residual codes together straight through: a rotation in every
 layer of the chain multiplies up, and exploded in training.
 """
@@ -53,14 +54,14 @@ class Assignment(NamedTuple):
     Attributes:
       codes: (B, N) int32, nearest code.
       points: (B, N, d) the codes' vectors.
-      loss: () codebook and commitment loss per valid frame, relative to the power of x.
+      error: () codebook and commitment loss per valid frame.
       usage: (size,) mean soft assignment over the valid frames, differentiable.
       confidence: () mean of log size - H(p(z|x)), the literal second term of Eq. 9, in nats.
     """
 
     codes: jax.Array
     points: jax.Array
-    loss: jax.Array
+    error: jax.Array
     usage: jax.Array
     confidence: jax.Array
 
@@ -72,7 +73,9 @@ class Quantized(NamedTuple):
       codes: (B, 1 + R, N) int32.
       semantic: (B, N, C) embedding of the semantic code alone, differentiable.
       embedding: (B, N, C) with each row's residual codes, differentiable.
-      loss: () codebook and commitment losses, averaged over codebooks.
+      loss: () codebook and commitment losses relative to the power of what is quantised, of the
+        semantic codebook and the mean of the residual ones.
+      residuals: (R, B, N, d) what each residual codebook had to describe; no gradient.
       semantic_usage: (semantic_size,) mean soft assignment.
       residual_usage: (R, residual_size) mean soft assignments.
       confidence: () see `Assignment`, of the semantic codebook.
@@ -82,6 +85,7 @@ class Quantized(NamedTuple):
     semantic: jax.Array
     embedding: jax.Array
     loss: jax.Array
+    residuals: jax.Array
     semantic_usage: jax.Array
     residual_usage: jax.Array
     confidence: jax.Array
@@ -110,7 +114,12 @@ class Quantizer(nn.Module):
         self.residual_codes = self.param("residual_codes", normal(0.1), shape)
 
     def __call__(
-        self, semantic: jax.Array, acoustic: jax.Array, num_frames: jax.Array, rate: jax.Array
+        self,
+        semantic: jax.Array,
+        acoustic: jax.Array,
+        num_frames: jax.Array,
+        rate: jax.Array,
+        exact: jax.Array | bool = False,
     ) -> Quantized:
         """Quantises features.
 
@@ -119,26 +128,35 @@ class Quantizer(nn.Module):
           acoustic: (B, N, Da) float32.
           num_frames: (B,) int32 valid frames; the rest counts in no loss.
           rate: (B,) int32, residual codebooks that each row's embedding uses, 0 .. R.
+          exact: () bool; True embeds the features themselves instead of their codes, which is how
+            training begins.
         """
         config = self.config
         valid = jnp.arange(semantic.shape[1])[None] < num_frames[:, None]
         point = _unit(self.semantic_in(semantic))
         first = assign(point, self._semantic_codes(), valid, config)
-        meaning = self.semantic_out(rotate(point, first.points))
+        meaning = self.semantic_out(jnp.where(exact, point, rotate(point, first.points)))
         explained = self.explained(jax.lax.stop_gradient(meaning))
         target = self.acoustic_in(normalise(acoustic)) - explained
 
-        def step(residual: jax.Array, codes: jax.Array) -> tuple[jax.Array, Assignment]:
+        def step(residual: jax.Array, codes: jax.Array) -> tuple[jax.Array, tuple]:
             layer = assign(residual, codes, valid, config)
-            return residual - jax.lax.stop_gradient(layer.points), layer
+            return residual - layer.points, (layer, residual)
 
-        _, rest = jax.lax.scan(step, target, self.residual_codes)
-        detail = self.residual_out(_straight_through(target, rest.points, rate))
+        codebooks = jax.lax.stop_gradient(self.residual_codes)
+        _, (rest, residuals) = jax.lax.scan(step, target, codebooks)
+        power = masked_mean(jnp.sum(jnp.square(jax.lax.stop_gradient(target)), axis=-1), valid)
+        described = _straight_through(target, rest.points, rate)
+        some = (rate > 0).astype(target.dtype)[:, None, None]
+        detail = self.residual_out(jnp.where(exact, some * target, described))
         return Quantized(
             codes=jnp.moveaxis(jnp.concatenate([first.codes[None], rest.codes]), 0, 1),
             semantic=meaning,
             embedding=meaning + detail,
-            loss=(first.loss + jnp.sum(rest.loss)) / (1 + config.num_residual),
+            # Points are unit vectors. All residuals are measured against the whole: against what
+            # is left for them, pulls would grow from codebook to codebook.
+            loss=first.error + jnp.mean(rest.error) / (power + 1e-6),
+            residuals=jax.lax.stop_gradient(residuals),
             semantic_usage=first.usage,
             residual_usage=rest.usage,
             confidence=first.confidence,
@@ -191,7 +209,7 @@ def assign(
     return Assignment(
         codes=codes,
         points=points,
-        loss=_quantization_loss(x, points, valid, config.commitment),
+        error=_quantization_error(x, points, valid, config.commitment),
         usage=masked_mean(p, valid),
         confidence=masked_mean(confidence, valid),
     )
@@ -234,15 +252,13 @@ def masked_mean(values: jax.Array, valid: jax.Array) -> jax.Array:
     return jnp.sum(values * weight, axis=(0, 1)) / count
 
 
-def _quantization_loss(
+def _quantization_error(
     x: jax.Array, points: jax.Array, valid: jax.Array, commitment: float
 ) -> jax.Array:
     fixed_x, fixed_points = jax.lax.stop_gradient((x, points))
     codebook_error = jnp.sum(jnp.square(fixed_x - points), axis=-1)
     commitment_error = jnp.sum(jnp.square(x - fixed_points), axis=-1)
-    power = masked_mean(jnp.sum(jnp.square(fixed_x), axis=-1), valid)
-    error = masked_mean(codebook_error + commitment * commitment_error, valid)
-    return error / (power + 1e-6)
+    return masked_mean(codebook_error + commitment * commitment_error, valid)
 
 
 def _standardise(distance: jax.Array) -> jax.Array:

@@ -69,8 +69,9 @@ class Generation:
         """Parameters {"decoder"}."""
         return {"decoder": init_decoder(self.decoder, self.quantizer.config.width, key)}
 
-    def init_memory(self) -> Params:
+    def init_memory(self, params: Params) -> Params:
         """Running power of each companded bin and the number of batches in it."""
+        del params
         return {
             "power": jnp.ones((self.decoder.config.bins,)),
             "batches": jnp.zeros((), jnp.int32),
@@ -96,12 +97,25 @@ class Generation:
         metrics = time_bucket_losses(per_frame, valid, t)
         return masked_mean(per_frame, valid), (metrics, memory)
 
+    def refresh(self, params: Params, memory: Params) -> Params:
+        """Nothing follows the memory."""
+        del memory
+        return params
+
+    def evaluate(
+        self, params: Params, frozen: Params, memory: Params, batch: Batch, key: jax.Array
+    ) -> Metrics:
+        """Loss and its parts."""
+        loss, (metrics, _) = self.loss(params, frozen, memory, batch, key)
+        return {"loss": loss, **metrics}
+
     def _embed(self, frozen: Params, batch: Batch, frames: jax.Array, rate: jax.Array) -> jax.Array:
-        semantic, acoustic = self.features.apply(
-            {"params": frozen["encoder"]}, batch["wave"], frames
-        )
         quantizer = {"params": frozen["quantizer"]}
-        codes = self.quantizer.apply(quantizer, semantic, acoustic, frames, method="codes")
+        with jax.default_matmul_precision("float32"):  # the codes that a sender would send
+            semantic, acoustic = self.features.apply(
+                {"params": frozen["encoder"]}, batch["wave"], frames
+            )
+            codes = self.quantizer.apply(quantizer, semantic, acoustic, frames, method="codes")
         return jax.lax.stop_gradient(self.quantizer.apply(quantizer, codes, rate, method="embed"))
 
     def _measure_scale(self, memory: Params, spectrum: jax.Array, frames: jax.Array) -> Params:

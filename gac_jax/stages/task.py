@@ -7,7 +7,9 @@ from typing import Any, Protocol
 import jax
 
 Params = Any  # nested dict of arrays
-Batch = dict[str, jax.Array]  # wave (B, S) f32, num_samples (B,) i32, domain (B,) i32
+# wave (B, S) f32, num_samples (B,) i32, domain (B,) i32; with a language model also text (B, L),
+# text_length (B,) and answer_start (B,), all i32
+Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]  # scalars
 
 
@@ -20,7 +22,7 @@ class Task(Protocol):
         """Fresh trainable parameters."""
         ...
 
-    def init_memory(self) -> Params:
+    def init_memory(self, params: Params) -> Params:
         """What the stage carries from step to step besides parameters (running statistics)."""
         ...
 
@@ -28,4 +30,14 @@ class Task(Protocol):
         self, params: Params, frozen: Params, memory: Params, batch: Batch, key: jax.Array
     ) -> tuple[jax.Array, tuple[Metrics, Params]]:
         """Loss to minimise, with metrics to log and the memory after this batch."""
+        ...
+
+    def refresh(self, params: Params, memory: Params) -> Params:
+        """Parameters after an update, with those set that follow the memory, not a gradient."""
+        ...
+
+    def evaluate(
+        self, params: Params, frozen: Params, memory: Params, batch: Batch, key: jax.Array
+    ) -> Metrics:
+        """Metrics of one held-out batch; NaN where it has nothing of a kind."""
         ...

@@ -173,8 +173,7 @@ def _validation(run: StageRun, frozen: Params) -> Callable[[TrainState], dict[st
 
     def measure(state: TrainState, frozen: Params, batch: Batch, index: jax.Array) -> Metrics:
         key = jax.random.fold_in(jax.random.key(run.loop.seed + 1), index)
-        loss, (values, _) = run.task.loss(state.ema, frozen, state.memory, batch, key)
-        return {"loss": loss, **values}
+        return run.task.evaluate(state.ema, frozen, state.memory, batch, key)
 
     compiled = jax.jit(measure)
 

@@ -17,6 +17,7 @@ from gac_jax import model_folder
 from gac_jax.data.pipeline import train_batches, validation_batches
 from gac_jax.data.sources import DOMAINS
 from gac_jax.data.summary import Summary, summarise
+from gac_jax.data.text import TextTargets
 from gac_jax.errors import UserError
 from gac_jax.flow import SOLVERS
 from gac_jax.models.encoder import EncoderConfig
@@ -33,10 +34,12 @@ from gac_jax.training.export import export
 from gac_jax.training.loop import LoopConfig, NumpyBatch, StageRun, run_stage
 from gac_jax.training.optimizer import OptimizerConfig
 from gac_jax.training.origin import Origin, adopt
+from gac_jax.training.reader import OpenedReader, open_reader
 from gac_jax.training.state import TrainState
 from gac_jax.windows import MULTIPLE
 
 STAGES = ("understanding", "generation")
+MATMUL_PRECISIONS = ("default", "bfloat16", "float32")
 OWN_FIELDS = ("batch_size", "crop_frames", "optimizer", "objective")  # the rest are of the loop
 MODEL = "model"  # folder, inside the workdir, of the finished model
 
@@ -56,7 +59,7 @@ def run(config: ConfigDict, workdir: Path) -> Path | None:
       Interrupted: stopped by a signal, after saving.
     """
     _check_folder(workdir)
-    _check_choices(config)
+    check_choices(config)
     config, origin = adopt(config)
     names = _names(config, workdir)
     corpus = summarise(config.data)
@@ -66,17 +69,18 @@ def run(config: ConfigDict, workdir: Path) -> Path | None:
     except (TypeError, ValueError) as error:
         raise UserError(f"configuration: {error}") from error
     trained: Params = {} if not origin or "understanding" in names else origin.params
-    with jax.set_mesh(mesh):
+    with jax.set_mesh(mesh), jax.default_matmul_precision(config.matmul_precision):
         for stage_run in runs:
-            state = run_stage(dataclasses.replace(stage_run, frozen=trained))
+            frozen = {**stage_run.frozen, **trained}
+            state = run_stage(dataclasses.replace(stage_run, frozen=frozen))
             trained = {**trained, **_kept(stage_run.task.name, state)}
     if "decoder" not in trained:
         return None
     return export(config, names, trained, corpus, workdir / MODEL, origin)
 
 
-def build_task(name: str, config: ConfigDict) -> Task:
-    """The task object of a stage, one of `STAGES`.
+def build_task(name: str, config: ConfigDict, opened: OpenedReader | None = None) -> Task:
+    """The task object of a stage, one of `STAGES`; understanding may have a reader.
 
     Raises:
       TypeError: an unknown key in the configuration of a part.
@@ -86,7 +90,8 @@ def build_task(name: str, config: ConfigDict) -> Task:
     if name == "understanding":
         objective = config.understanding.objective.to_dict()
         objective["weights"] = tuple(objective["weights"].items())
-        return Understanding(UnderstandingConfig(**objective), encoder, quantizer)
+        settings = UnderstandingConfig(**objective, domains=DOMAINS)
+        return Understanding(settings, encoder, quantizer, opened.reader if opened else None)
     objective = GenerationConfig(**config.generation.objective)
     return Generation(objective, encoder, quantizer, DecoderConfig(**config.decoder))
 
@@ -120,9 +125,10 @@ def _names(config: ConfigDict, workdir: Path) -> tuple[str, ...]:
     return STAGES
 
 
-def _check_choices(config: ConfigDict) -> None:
+def check_choices(config: ConfigDict) -> None:
     """Refuses words that would be ignored, or fail only after the training."""
     choices = [
+        ("matmul_precision", config.matmul_precision, MATMUL_PRECISIONS),
         ("sampling.storage", config.sampling.storage, model_folder.STORAGE),
         ("sampling.solver", config.sampling.solver, SOLVERS),
         *(("data.domain_weights", name, DOMAINS) for name in config.data.domain_weights),
@@ -140,26 +146,29 @@ def _stage_run(
     origin: Origin | None,
     corpus: Summary,
 ) -> StageRun:
-    task, stage = build_task(name, config), config[name]
-    _check_sizes(name, stage, mesh)
+    opened = _reader(name, config)
+    task, stage = build_task(name, config, opened), config[name]
+    targets = opened.targets if opened else None
+    check_sizes(name, stage, mesh)
     crop = stage.crop_frames * FRAME_SAMPLES
     loop = {k: v for k, v in stage.items() if k not in OWN_FIELDS}
     return StageRun(
         task=task,
         loop=LoopConfig(seed=config.seed, **loop),
-        optimizer=OptimizerConfig(**stage.optimizer),
+        optimizer=_optimizer(name, stage),
         config=config.to_dict(),
         folder=os.fspath(workdir / name),
         mesh=mesh,
-        frozen={},
+        frozen=opened.frozen if opened else {},
         start=_start(name, config, origin),
         data=str(corpus),
-        train_batches=_training(config, stage.batch_size, crop),
-        validation_batches=_validation(config, stage.batch_size, crop),
+        train_batches=_training(config, stage.batch_size, crop, targets),
+        validation_batches=_validation(config, stage.batch_size, crop, targets),
     )
 
 
-def _check_sizes(name: str, stage: ConfigDict, mesh: Mesh) -> None:
+def check_sizes(name: str, stage: ConfigDict, mesh: Mesh) -> None:
+    """Raises ValueError if a batch or crop of the stage cannot be shared or windowed."""
     share = mesh.shape["data"] * mesh.shape["fsdp"]
     if stage.batch_size % share:
         raise ValueError(f"{share} devices cannot share {name}.batch_size {stage.batch_size}")
@@ -167,17 +176,44 @@ def _check_sizes(name: str, stage: ConfigDict, mesh: Mesh) -> None:
         raise ValueError(f"{name}.crop_frames {stage.crop_frames} is no multiple of {MULTIPLE}")
 
 
-def _training(config: ConfigDict, batch_size: int, crop: int) -> Callable[[int], object]:
+def _reader(name: str, config: ConfigDict) -> OpenedReader | None:
+    """The language model of the stage understanding, if it has one and listens to it."""
+    if name != "understanding" or not config.understanding.objective.weights.get("text"):
+        return None
+    opened = open_reader(config.language_model)
+    if opened is None and jax.process_index() == 0:
+        print(
+            "understanding: config.language_model.path names no model, so that nothing is learnt "
+            "from texts"
+        )
+    return opened
+
+
+def _optimizer(name: str, stage: ConfigDict) -> OptimizerConfig:
+    """The stage's, with a frozen tower held still: weight decay needs no gradient to shrink it."""
+    config = OptimizerConfig(**stage.optimizer)
+    if name != "understanding" or stage.objective.train_semantic_tower:
+        return config
+    return dataclasses.replace(config, scales=(("encoder/semantic", 0.0), *config.scales))
+
+
+def _training(
+    config: ConfigDict, batch_size: int, crop: int, targets: TextTargets | None
+) -> Callable[[int], object]:
     share = {"process_index": jax.process_index(), "process_count": jax.process_count()}
-    return partial(train_batches, config.data, batch_size, crop, config.seed, **share)
+    return partial(
+        train_batches, config.data, batch_size, crop, config.seed, targets=targets, **share
+    )
 
 
 def _validation(
-    config: ConfigDict, batch_size: int, crop: int
+    config: ConfigDict, batch_size: int, crop: int, targets: TextTargets | None
 ) -> Callable[[], Iterable[NumpyBatch]]:
     share = {"process_index": jax.process_index(), "process_count": jax.process_count()}
     count = config.data.validation_batches
-    return partial(validation_batches, config.data, batch_size, crop, count, **share)
+    return partial(
+        validation_batches, config.data, batch_size, crop, count, targets=targets, **share
+    )
 
 
 def _start(stage: str, config: ConfigDict, origin: Origin | None) -> Params:

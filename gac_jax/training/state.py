@@ -44,7 +44,7 @@ def init_state(
         params=params,
         ema=params,
         opt_state=optimizer.init(params),
-        memory=task.init_memory(),
+        memory=task.init_memory(params),
         skipped=jnp.zeros((), jnp.int32),
     )
 
@@ -65,7 +65,7 @@ def make_train_step(
         norm = optax.tree.norm(gradients)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        params = task.refresh(optax.apply_updates(state.params, updates), memory)
         count = state.step.astype(jnp.float32)
         decay = jnp.minimum(ema_decay, (1.0 + count) / (10.0 + count))
         ema = jax.tree.map(lambda a, b: decay * a + (1.0 - decay) * b, state.ema, params)

@@ -6,8 +6,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from gac_jax.data.text import TextTargets, load_tokenizer
 
 WriteClip = Callable[..., Path]
+
+TEXT = (
+    "Transcribe the speech. Describe the sound. system user assistant. The rain in the street, "
+    "a dog barks, the speech of a dog, the sound of the rain: it rains, and it doesn't stop. "
+) * 5
 
 
 @pytest.fixture
@@ -40,3 +49,28 @@ def corpus(tmp_path: Path, write_clip: WriteClip) -> Path:
     manifest = tmp_path / "manifest.csv"
     manifest.write_text("\n".join(rows), encoding="utf-8")
     return manifest
+
+
+@pytest.fixture(scope="session")
+def tokenizer_json(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tokenizer.json as SmolLM2 has it, with 320 tokens."""
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    model = tokenizers.Tokenizer(models.BPE())
+    model.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(True), byte_level])
+    model.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=320,
+        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        initial_alphabet=byte_level.alphabet(),
+        show_progress=False,
+    )
+    model.train_from_iterator([TEXT], trainer)
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
+    model.save(str(path))
+    return path
+
+
+@pytest.fixture
+def targets(tokenizer_json: Path) -> TextTargets:
+    """Texts of 64 tokens in ChatML."""
+    return TextTargets(load_tokenizer(tokenizer_json), "chatml", 64)

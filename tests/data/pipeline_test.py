@@ -32,6 +32,31 @@ def take(count, data, batch_size=8, seed=0, **options):
         return [next(batches) for _ in range(count)]
 
 
+@pytest.fixture
+def worded(corpus):
+    """The corpus with transcripts of the speech and labels of the sounds."""
+    header, *rows = corpus.read_text(encoding="utf-8").splitlines()
+    lines = [f"{header},label"]
+    for index, row in enumerate(rows):
+        path, domain, speaker, _, seconds = row.split(",")
+        text = f"RAIN {index}" if domain == "speech" else ""
+        label = f"dog {index}" if domain == "sound" else ""
+        lines.append(f"{path},{domain},{speaker},{text},{seconds},{label}")
+    corpus.write_text("\n".join(lines), encoding="utf-8")
+    return corpus
+
+
+def answers(batches, targets):
+    """The answer to each clip of the batches, "" if there is none."""
+    return {
+        int(clip): targets.tokenizer.decode(text[start:stop])
+        for batch in batches
+        for clip, text, start, stop in zip(
+            *(batch[name] for name in ("clip", "text", "answer_start", "text_length")), strict=True
+        )
+    }
+
+
 def assert_same(ours, theirs):
     assert len(ours) == len(theirs) > 0
     for one, other in zip(ours, theirs, strict=True):
@@ -205,3 +230,42 @@ def test_bundled_clips_train():
     data = config("", validation_percent=0.0)
     (batch,) = take(1, data)
     assert set(batch["domain"]) == {0, 1, 2} and (batch["num_samples"] == CROP).all()
+
+
+def test_texts_belong_to_their_clips(worded, targets):
+    batches = take(12, config(worded, validation_percent=0.0), targets=targets)
+    # Of the speech, a crop holds clip 0 only; music has no words.
+    expected = {0: "rain 0"} | {index: f"dog {index}" for index in range(12, 18)}
+    assert answers(batches, targets) == {index: expected.get(index, "") for index in range(23)}
+    assert batches[0]["text"].shape == (8, 64) and batches[0]["text"].dtype == np.int32
+    assert batches[0]["text_length"].shape == batches[0]["answer_start"].shape == (8,)
+
+
+def test_texts_leave_the_audio_alone(worded, targets):
+    data = config(worded)
+    with_text = take(3, data, targets=targets)
+    names = ("wave", "num_samples", "domain", "clip")
+    assert_same([{name: batch[name] for name in names} for batch in with_text], take(3, data))
+
+
+def test_stream_with_texts_resumes_and_is_shared(worded, targets):
+    data = config(worded)
+    whole = take(5, data, targets=targets)
+    assert_same(take(2, data, start_step=3, targets=targets), whole[3:])
+    shares = [
+        take(5, data, process_index=index, process_count=2, targets=targets) for index in range(2)
+    ]
+    for index, share in enumerate(shares):
+        np.testing.assert_array_equal(share[4]["text"], whole[4]["text"][index::2])
+
+
+def test_validation_texts_repeat(worded, targets):
+    data = config(worded, validation_percent=50.0)
+    first, second = (list(validation_batches(data, 8, CROP, 3, targets=targets)) for _ in range(2))
+    assert_same(first, second)
+    assert any(words.startswith("dog") for words in answers(first, targets).values())
+
+
+def test_corpus_without_words_is_refused(corpus, targets):
+    with pytest.raises(UserError, match=r"manifest.csv: no clip has a label, .* at most 0.05 s"):
+        train_batches(config(corpus), 8, CROP, 0, targets=targets)

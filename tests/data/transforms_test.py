@@ -1,3 +1,4 @@
+import dataclasses
 import logging
 
 import numpy as np
@@ -18,6 +19,15 @@ def crop_of(path, num_samples, gain_jitter_db=0.0, seed=0):
     return crop.random_map(0, np.random.default_rng(seed))
 
 
+def text_of(clip, num_samples, targets, seed=0):
+    """What is asked about a crop and must be answered, () if nothing."""
+    crop = RandomCrop(FileSource([clip]), num_samples, targets=targets)
+    example = crop.random_map(0, np.random.default_rng(seed))
+    start, stop = example["answer_start"], example["text_length"]
+    parts = (example["text"][:start], example["text"][start:stop])
+    return tuple(targets.tokenizer.decode(part) for part in parts) if stop else ()
+
+
 def rms_db(wave):
     return 10 * np.log10(np.mean(np.square(wave)))
 
@@ -34,6 +44,38 @@ def test_example_is_complete_and_typed(write_clip):
         "clip": ((), "int32"),
     }
     assert (example["num_samples"], example["domain"], example["clip"]) == (1_000, 1, 2)
+
+
+def test_text_leaves_the_rest_of_an_example_alone(write_clip, targets):
+    clip = dataclasses.replace(clip_of(write_clip("a.wav", 0.2)), text="RAIN", label="a dog")
+    for num_samples in (1_000, 10_000):  # a piece, and the whole
+        with_text, without = (
+            RandomCrop(FileSource([clip]), num_samples, 6.0, each).random_map(
+                0, np.random.default_rng(1)
+            )
+            for each in (targets, None)
+        )
+        assert with_text.keys() - without.keys() == {"text", "text_length", "answer_start"}
+        for name, value in without.items():
+            np.testing.assert_array_equal(with_text[name], value)
+
+
+@pytest.mark.parametrize("rate", [8_000, 44_100])
+def test_transcript_belongs_to_whole_clips_only(write_clip, targets, rate):
+    path = write_clip("a.wav", 0.25, rate)
+    clip = dataclasses.replace(clip_of(path, "speech"), text="THE RAIN")
+    spoken = ("\nTranscribe the speech.\nassistant\n", "the rain")
+    assert text_of(clip, 8_000, targets) == spoken  # just as long as the crop
+    assert text_of(clip, 7_990, targets) == ()
+    labelled = dataclasses.replace(clip, label="a dog")
+    piece = [text_of(labelled, 7_990, targets, seed)[1] for seed in range(20)]
+    whole = [text_of(labelled, 8_000, targets, seed)[1] for seed in range(20)]
+    assert set(piece) == {"a dog"} and set(whole) == {"a dog", "the rain"}
+
+
+def test_clip_that_cannot_be_read_says_nothing(tmp_path, targets):
+    clip = Clip("gone", "sound", text="rain", label="rain", audio=str(tmp_path / "gone.wav"))
+    assert text_of(clip, 1_000, targets) == ()
 
 
 def test_short_clip_comes_first_and_zeros_follow(write_clip):

@@ -2,7 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gac_jax.models.heads import FeatureHead, MelHead
+from gac_jax.models.heads import FeatureHead, MelHead, TextAdapter
 from tests.tiny import drawn, jit
 
 
@@ -28,3 +28,11 @@ def test_feature_head_sees_one_frame_at_a_time(rng: np.random.Generator) -> None
     assert found.shape == (1, 5, 7)
     other = jit(head.apply)(params, embedding.at[0, 2].add(1.0))
     np.testing.assert_array_equal((other != found).any(axis=-1)[0], np.arange(5) == 2)
+
+
+def test_the_adapter_s_vectors_have_the_size_of_words(rng: np.random.Generator) -> None:
+    embedding = jnp.asarray(5.0 + 3.0 * rng.standard_normal((2, 4, 12)), jnp.float32)
+    adapter = TextAdapter(width=20)
+    found = adapter.apply(adapter.init(jax.random.key(0), embedding), embedding)
+    assert found.shape == (2, 4, 20)
+    np.testing.assert_allclose(np.square(found).mean(axis=-1), 1.0, rtol=1e-3)

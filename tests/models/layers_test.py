@@ -11,6 +11,7 @@ from gac_jax.models.layers import (
     DepthwiseConv,
     attend,
     dense,
+    matmul,
     normalise,
     rotary,
     sinusoids,
@@ -37,6 +38,41 @@ def test_dense_is_an_ordinary_dense_layer(rng: np.random.Generator, shape: tuple
         *map(jax.tree.leaves, (value_and_gradient(ours), value_and_gradient(plain))), strict=True
     ):
         np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def product_and_gradients(x: jax.Array, kernel: jax.Array, weight: jax.Array) -> Any:
+    def loss(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        return jnp.sum((matmul(x, kernel) * weight).astype(jnp.float32))
+
+    return jit(matmul)(x, kernel), *jit(jax.grad(loss, (0, 1)))(x, kernel)
+
+
+@pytest.mark.parametrize("rows", [64, 5])  # a multiple of a block, and none
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_matmul_multiplies_as_precisely_as_asked(
+    rng: np.random.Generator, rows: int, precision: str
+) -> None:
+    x, kernel, weight = normals(rng, rows, 96), normals(rng, 96, 32), normals(rng, rows, 32)
+    with jax.default_matmul_precision(precision):
+        found = product_and_gradients(x, kernel, weight)
+    a, b, g = (np.asarray(v, np.float64) for v in (x, kernel, weight))
+    error = 0.0
+    for value, expected in zip(found, (a @ b, g @ b.T, a.T @ g), strict=True):
+        assert value.dtype == jnp.float32
+        error = max(error, np.abs(value - expected).max() / np.abs(expected).max())
+    assert error < (1e-6 if precision == "float32" else 1e-2)
+    assert error > 1e-4 or precision == "float32"  # it did round
+
+
+def test_matmul_sums_in_float32(rng: np.random.Generator) -> None:
+    """257 ones are 256 in bfloat16, whose next number is 258."""
+    ones = jnp.ones((32, 258), jnp.bfloat16)
+    product, to_x, to_kernel = product_and_gradients(
+        ones, ones.T[:, :1], jnp.ones((32, 1), jnp.bfloat16)
+    )
+    assert product.dtype == to_x.dtype == to_kernel.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(product.astype(jnp.float32), 258.0)
+    np.testing.assert_array_equal(to_kernel.astype(jnp.float32), 32.0)
 
 
 def test_sinusoids_are_those_of_whisper() -> None:

@@ -12,7 +12,7 @@ from gac_jax.models.quantizer import (
     masked_mean,
     rotate,
 )
-from gac_jax.stages.understanding import information
+from gac_jax.stages.usage import information
 from tests.tiny import drawn, jit
 
 CONFIG = QuantizerConfig(
@@ -113,6 +113,55 @@ def test_the_rate_is_a_prefix_of_the_residual_codebooks(
     np.testing.assert_allclose(quantized.embedding[1], quantized.semantic[1] + detail, atol=1e-5)
 
 
+def test_residuals_are_what_each_codebook_had_to_describe(
+    params: Any, features: tuple[jax.Array, jax.Array]
+) -> None:
+    quantized = apply(params, *features, FRAMES, RATE)
+    books = np.asarray(params["params"]["residual_codes"])
+    for i in range(CONFIG.num_residual - 1):
+        points = books[i][quantized.codes[:, 1 + i]]
+        expected = np.asarray(quantized.residuals[i]) - points
+        np.testing.assert_allclose(quantized.residuals[i + 1], expected, atol=1e-5)
+
+
+def test_the_loss_measures_all_residuals_against_the_whole(
+    params: Any, features: tuple[jax.Array, jax.Array]
+) -> None:
+    quantized = apply(params, *features, FRAMES, RATE)
+    book = unit(params["params"]["basis"] @ params["params"]["basis_map"]["kernel"])
+    layer = params["params"]["semantic_in"]
+    first = assigned(
+        jnp.asarray(unit(features[0] @ layer["kernel"] + layer["bias"][None, None])),
+        jnp.asarray(book),
+        VALID,
+        CONFIG,
+    )
+    books = params["params"]["residual_codes"]
+    rest = [
+        assigned(x, book, VALID, CONFIG) for x, book in zip(quantized.residuals, books, strict=True)
+    ]
+    power = masked_mean(jnp.sum(jnp.square(quantized.residuals[0]), axis=-1), VALID)
+    expected = first.error + sum(found.error for found in rest) / CONFIG.num_residual / power
+    assert float(quantized.loss) == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_exact_embeds_the_features_themselves(
+    params: Any, features: tuple[jax.Array, jax.Array]
+) -> None:
+    """No code is between features and embedding: a small nudge moves it a little, everywhere."""
+
+    def embed(semantic: jax.Array, acoustic: jax.Array, exact: bool) -> np.ndarray:
+        run = jit(Quantizer(CONFIG).apply)
+        rate = jnp.asarray([0, 3])
+        return np.asarray(run(params, semantic, acoustic, FRAMES, rate, exact).embedding)
+
+    nudged = [x + 1e-4 * jnp.sin(jnp.arange(x.size)).reshape(x.shape) for x in features]
+    moved = np.abs(embed(*nudged, True) - embed(*features, True)).max(axis=-1)
+    assert (moved > 0.0).all() and (moved < 1e-2).all()
+    still = np.abs(embed(*nudged, False) - embed(*features, False)).max(axis=-1)
+    assert (still[0] == 0.0).mean() > 0.5  # codes stay, or jump
+
+
 def test_each_residual_codebook_brings_the_sum_closer(rng: np.random.Generator) -> None:
     x, valid = normals(rng, 2, 50, 12), jnp.ones((2, 50), bool)
     power = [float(jnp.sum(x**2))]
@@ -155,13 +204,12 @@ def test_rotation_of_degenerate_points_is_finite() -> None:
     assert np.isfinite(pull(jnp.ones_like(x))[0]).all()
 
 
-def test_losses_are_relative_squared_errors(rng: np.random.Generator) -> None:
+def test_errors_are_mean_squares_over_valid_frames(rng: np.random.Generator) -> None:
     x, book = normals(rng, 2, 9, 4), normals(rng, 32, 4)
     found = assigned(x, book, VALID, CONFIG)
     points, keep = np.asarray(book)[found.codes], np.asarray(VALID)
     error = np.square(np.asarray(x) - points).sum(axis=-1)[keep].mean()
-    power = np.square(x).sum(axis=-1)[keep].mean()
-    assert float(found.loss) == pytest.approx((1 + CONFIG.commitment) * error / power, rel=1e-5)
+    assert float(found.error) == pytest.approx((1 + CONFIG.commitment) * error, rel=1e-5)
 
 
 def test_codes_are_pulled_to_points_and_points_to_codes(rng: np.random.Generator) -> None:
@@ -169,11 +217,11 @@ def test_codes_are_pulled_to_points_and_points_to_codes(rng: np.random.Generator
     valid = jnp.ones((1, 1), bool)
 
     def loss(x: jax.Array, book: jax.Array) -> jax.Array:
-        return assign(x, book, valid, CONFIG).loss
+        return assign(x, book, valid, CONFIG).error
 
     to_x, to_book = jit(jax.grad(loss, (0, 1)))(x, book)
     code = int(assigned(x, book, valid, CONFIG).codes[0, 0])
-    pull = 2.0 * (x[0, 0] - book[code]) / jnp.sum(x**2)
+    pull = 2.0 * (x[0, 0] - book[code])
     np.testing.assert_allclose(to_x[0, 0], CONFIG.commitment * pull, rtol=1e-4)
     np.testing.assert_allclose(to_book[code], -pull, rtol=1e-4)
     assert not np.delete(to_book, code, axis=0).any()
@@ -233,11 +281,6 @@ def test_confidence_is_log_size_for_sure_points_and_0_for_undecided_ones() -> No
     assert float(undecided) == pytest.approx(0.0, abs=1e-3)
 
 
-def test_information_is_0_for_uniform_and_log_k_for_one_code() -> None:
-    p = jnp.stack([jnp.full((32,), 1 / 32), jnp.eye(32)[3]])
-    np.testing.assert_allclose(information(p), [0.0, np.log(32)], atol=1e-5)
-
-
 def test_descending_information_brings_unused_codes_into_play(rng: np.random.Generator) -> None:
     """Points lie around half of the codes; L_info's gradient must lead to the other half too."""
     book = 2.0 * normals(rng, 16, 6)
@@ -266,6 +309,7 @@ def test_only_the_map_of_the_basis_learns(
 
     gradient = jit(jax.grad(loss))(params)["params"]
     assert not gradient.pop("basis").any()
+    assert not gradient.pop("residual_codes").any()  # running means, see gac_jax.models.kmeans
     assert all(leaf.any() for leaf in jax.tree.leaves(gradient))
 
 

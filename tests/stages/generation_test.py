@@ -50,7 +50,7 @@ def program(**changes: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def full(params: Any, frozen: Any) -> Any:
-    return program(drop_codes=0.0)(params, frozen, generation().init_memory(), batch())
+    return program(drop_codes=0.0)(params, frozen, generation().init_memory(params), batch())
 
 
 def spectrum_of(clips: dict[str, jax.Array]) -> tuple[np.ndarray, np.ndarray]:
@@ -102,7 +102,9 @@ def test_only_the_decoder_learns(full: Any) -> None:
 def test_dropped_codes_train_the_null_condition_only(params: Any, frozen: Any) -> None:
     run = program(drop_codes=1.0, decoder=SHALLOW)
     shallow = drawn(generation(SHALLOW).init)
-    net = run(shallow, frozen, generation().init_memory(), batch())[3]["decoder"]["condition_net"]
+    net = run(shallow, frozen, generation().init_memory(params), batch())[3]["decoder"][
+        "condition_net"
+    ]
     assert net["null"].any() and not net["input"]["kernel"].any()
     assert not net["rate"]["embedding"].any()
 
@@ -111,7 +113,7 @@ def test_clips_of_no_length_do_not_count(params: Any, frozen: Any) -> None:
     clips = batch()
     clips["num_samples"] = clips["num_samples"].at[2].set(0)
     spoilt = {**clips, "wave": clips["wave"].at[2].multiply(7.0)}
-    run, memory = program(drop_codes=0.0), generation().init_memory()
+    run, memory = program(drop_codes=0.0), generation().init_memory(params)
     first, second = (run(params, frozen, memory, x) for x in (clips, spoilt))
     assert float(first[0]) == pytest.approx(float(second[0]), rel=1e-5)
     np.testing.assert_allclose(first[2]["power"], second[2]["power"], rtol=1e-5)
@@ -119,13 +121,15 @@ def test_clips_of_no_length_do_not_count(params: Any, frozen: Any) -> None:
 
 def test_an_empty_batch_is_finite(params: Any, frozen: Any) -> None:
     empty = {k: jnp.zeros_like(v) for k, v in batch().items()}
-    value, _, *rest = program(drop_codes=0.0)(params, frozen, generation().init_memory(), empty)
+    value, _, *rest = program(drop_codes=0.0)(
+        params, frozen, generation().init_memory(params), empty
+    )
     assert float(value) == 0.0
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(rest))
 
 
 def test_the_scale_of_each_bin_is_measured_then_kept() -> None:
-    task, memory = generation(scale_steps=3), generation().init_memory()
+    task, memory = generation(scale_steps=3), generation().init_memory(None)
     expected = []
     for i in range(5):
         clips = batch()

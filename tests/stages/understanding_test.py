@@ -6,44 +6,48 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gac_jax.models.quantizer import Quantized
+from gac_jax.models.kmeans import centroids
 from gac_jax.rates import FRAME_SAMPLES, LADDER
-from gac_jax.stages.understanding import (
-    frames_of,
-    hard_usage,
-    information,
-    sample_rate_index,
-    standardise,
-    usage_metrics,
-)
-from tests.tiny import ENCODER, QUANTIZER, WEIGHTS, batch, drawn, jit, understanding
+from gac_jax.stages.understanding import frames_of, neighbour, sample_rate_index, standardise
+from gac_jax.stages.usage import information
+from tests.tiny import ENCODER, WEIGHTS, batch, drawn, frozen_parts, jit, understanding
 
 KEY = jax.random.key(5)
 
 
 @pytest.fixture(scope="module")
 def params() -> Any:
-    return drawn(understanding().init)
+    return drawn(understanding(listens=True).init)
+
+
+@pytest.fixture(scope="module")
+def frozen() -> Any:
+    return {"language_model": frozen_parts()["language_model"]}
+
+
+def memory(params: Any) -> Any:
+    return understanding().init_memory(params)
 
 
 @cache
 def program(**changes: Any) -> Any:
-    """Loss, metrics, memory and gradient of a task as one compiled function."""
-    task = understanding(**{k: dict(v) if k == "weights" else v for k, v in changes.items()})
+    """Loss, metrics, memory, and the gradients of parameters and of what is frozen, compiled."""
+    changes = {k: dict(v) if k == "weights" else v for k, v in changes.items()}
+    task = understanding(**{"listens": True, **changes})
 
-    def run(params: Any, memory: Any, batch: Any) -> Any:
-        (loss, (metrics, memory)), gradient = jax.value_and_grad(task.loss, has_aux=True)(
-            params, {}, memory, batch, KEY
-        )
-        return loss, metrics, memory, gradient
+    def run(params: Any, frozen: Any, memory: Any, batch: Any) -> Any:
+        (loss, (metrics, memory)), gradients = jax.value_and_grad(
+            task.loss, argnums=(0, 1), has_aux=True
+        )(params, frozen, memory, batch, KEY)
+        return loss, metrics, memory, *gradients
 
     return jit(run)
 
 
 @pytest.fixture(scope="module")
-def full(params: Any) -> Any:
-    """Loss, metrics, memory and gradient with every term."""
-    return program()(params, understanding().init_memory(), batch())
+def full(params: Any, frozen: Any) -> Any:
+    """What `program` returns with every term."""
+    return program()(params, frozen, memory(params), batch())
 
 
 def any_gradient(tree: Any) -> bool:
@@ -51,7 +55,7 @@ def any_gradient(tree: Any) -> bool:
 
 
 def test_the_loss_is_the_weighted_sum_of_its_terms(full: Any) -> None:
-    loss, metrics, _, _ = full
+    loss, metrics, *_ = full
     expected = sum(weight * float(metrics[name]) for name, weight in WEIGHTS.items())
     assert float(loss) == pytest.approx(expected, rel=1e-5)
     assert all(np.isfinite(value) for value in metrics.values())
@@ -60,23 +64,133 @@ def test_the_loss_is_the_weighted_sum_of_its_terms(full: Any) -> None:
 def test_every_parameter_learns_but_the_frozen_basis(full: Any) -> None:
     paths = jax.tree_util.tree_leaves_with_path(full[3])
     still = {jax.tree_util.keystr(p, simple=True, separator="/") for p, g in paths if not g.any()}
-    assert still == {"quantizer/basis"}
+    assert still == {"quantizer/basis", "quantizer/residual_codes"}  # these follow the memory
     assert all(np.isfinite(g).all() for _, g in paths)
 
 
-def test_a_frozen_semantic_tower_gets_no_gradient(params: Any, full: Any) -> None:
+def test_the_language_model_is_frozen_and_teaches_the_encoder(params: Any, frozen: Any) -> None:
+    _, metrics, _, to_params, to_frozen = program(weights=(("text", 1.0),))(
+        params, frozen, memory(params), batch()
+    )
+    assert metrics["text"] > 0.0
+    assert not any_gradient(to_frozen)
+    assert any_gradient(to_params["encoder"]["semantic"])  # through the codes
+    assert any_gradient(to_params["encoder"]["acoustic"])
+    assert any_gradient(to_params["quantizer"]["semantic_in"])
+    assert any_gradient(to_params["adapter"])
+    assert not any_gradient(to_params["mel_head"])
+
+
+def test_the_text_is_read_at_the_rate_of_each_row(params: Any, frozen: Any) -> None:
+    run = program(weights=(("text", 1.0),), rate_weights=(1.0, 0.0, 0.0, 0.0, 0.0))
+    gradient = run(params, frozen, memory(params), batch())[3]
+    assert any_gradient(gradient["encoder"]["semantic"])
+    assert not any_gradient(gradient["encoder"]["acoustic"])  # no residual code is in use
+
+
+def test_texts_are_scored_per_token(params: Any, frozen: Any) -> None:
+    task, rows = understanding(listens=True), batch()
+    none = {**rows, "text_length": jnp.zeros_like(rows["text_length"])}
+    first = {**rows, "text_length": rows["text_length"].at[1:].set(0)}
+    run = program(weights=(("text", 1.0),), rate_weights=(1.0, 0.0, 0.0, 0.0, 0.0))
+    assert float(run(params, frozen, memory(params), none)[0]) == 0.0
+    rows["text_length"], first["text_length"] = (
+        x["text_length"].at[0].set(7) for x in (rows, first)
+    )
+    frames = frames_of(rows)
+    features = task.features.apply({"params": params["encoder"]}, rows["wave"], frames)
+    embedding = task.quantizer.apply(
+        {"params": params["quantizer"]}, *features, frames, jnp.zeros_like(frames)
+    ).embedding
+    nats, tokens = task.reader.score(params["adapter"], frozen, embedding, frames, rows)
+    assert float(tokens[0]) == 4.0  # of 7 tokens, the first 3 are the question
+    found = [float(run(params, frozen, memory(params), x)[0]) for x in (first, rows)]
+    expected = [float(nats[0]) / 4.0, float(jnp.sum(nats) / jnp.sum(tokens))]
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
+def test_without_a_language_model_the_text_is_left_out(params: Any) -> None:
+    silent = {k: v for k, v in params.items() if k != "adapter"}
+    run = program(listens=False)
+    loss, metrics, *_ = run(silent, {}, memory(params), batch())
+    assert "text" not in metrics
+    expected = sum(WEIGHTS[name] * float(metrics[name]) for name in WEIGHTS if name != "text")
+    assert float(loss) == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_objective_of_the_report_is_one_choice_of_weights(params: Any, frozen: Any) -> None:
+    run = program(weights=(("text", 1.0), ("info", 0.5)))
+    loss, metrics, *_ = run(params, frozen, memory(params), batch())
+    expected = float(metrics["text"]) + 0.5 * float(metrics["info"])
+    assert float(loss) == pytest.approx(expected, rel=1e-5)
+    assert not {"mel", "feature", "codes", "confidence"} & set(metrics)
+
+
+def test_features_pass_unquantised_in_the_warm_up(params: Any, frozen: Any) -> None:
+    """Then the loss is smooth in the features, and after it, it moves in steps."""
+    run = program(weights=(("mel", 1.0),), warmup_steps=2, rate_weights=(0.0, 0.0, 0.0, 0.0, 1.0))
+    warm, cold = memory(params), {**memory(params), "steps": jnp.int32(2)}
+    nudged = jax.tree.map(lambda x: x, params)
+    kernel = nudged["quantizer"]["acoustic_in"]["layer_instance"]
+    kernel["bias"] = kernel["bias"] + 1e-3
+    losses = {
+        name: [float(run(p, frozen, start, batch())[0]) for p in (params, nudged)]
+        for name, start in (("warm", warm), ("cold", cold))
+    }
+    assert losses["warm"][0] != losses["cold"][0]
+    assert losses["warm"][0] != losses["warm"][1]
+    assert int(run(params, frozen, warm, batch())[2]["steps"]) == 1
+
+
+def test_residual_codebooks_follow_the_memory(params: Any, full: Any) -> None:
+    task = understanding()
+    start = memory(params)
+    same = task.refresh(params, start)
+    before, after = (p["quantizer"]["residual_codes"] for p in (params, same))
+    np.testing.assert_allclose(before, after, rtol=1e-5)
+    moved = task.refresh(params, full[2])
+    np.testing.assert_array_equal(moved["quantizer"]["residual_codes"], centroids(full[2]["means"]))
+    assert not np.allclose(moved["quantizer"]["residual_codes"], before)
+    assert moved["encoder"] is params["encoder"]
+
+
+def test_evaluation_says_what_codes_tell_about_the_text(params: Any, frozen: Any) -> None:
+    rows = batch()
+    task = understanding(listens=True)
+    measure = jit(task.evaluate)
+    found = measure(params, frozen, memory(params), rows, KEY)
+    for k in (0, 8):
+        gap = found[f"text_wrong_k{k}"] - found[f"text_right_k{k}"]
+        assert found[f"information_k{k}"] != 0.0
+        assert np.sign(found[f"information_k{k}"]) == np.sign(gap)
+    # The same audio everywhere: another clip's is as good as the right one.
+    alike = {**rows, "wave": jnp.tile(rows["wave"][:1], (8, 1))}
+    alike["num_samples"] = jnp.full_like(rows["num_samples"], rows["num_samples"][0])
+    found = measure(params, frozen, memory(params), alike, KEY)
+    assert float(found["information_k8"]) == pytest.approx(0.0, abs=1e-4)
+    silent = {**rows, "text_length": jnp.zeros_like(rows["text_length"])}
+    assert np.isnan(measure(params, frozen, memory(params), silent, KEY)["information_k0"])
+
+
+def test_a_neighbour_is_the_next_row_of_the_same_domain() -> None:
+    found = neighbour(jnp.asarray([0, 1, 0, 2, 0, 1], jnp.int32))
+    np.testing.assert_array_equal(found, [2, 5, 4, 3, 0, 1])
+
+
+def test_a_frozen_semantic_tower_gets_no_gradient(params: Any, frozen: Any, full: Any) -> None:
     assert any_gradient(full[3]["encoder"]["semantic"])
     run = program(train_semantic_tower=False)
-    loss, _, _, gradient = run(params, understanding().init_memory(), batch())
+    loss, _, _, gradient, _ = run(params, frozen, memory(params), batch())
     assert not any_gradient(gradient["encoder"]["semantic"])
     assert any_gradient(gradient["encoder"]["acoustic"]) and any_gradient(gradient["quantizer"])
     assert float(loss) == pytest.approx(float(full[0]), rel=1e-5)
 
 
-def test_at_rate_0_and_without_other_terms_nothing_acoustic_learns(params: Any) -> None:
+def test_at_rate_0_and_without_other_terms_nothing_acoustic_learns(
+    params: Any, frozen: Any
+) -> None:
     run = program(weights=(("mel", 2.0), ("feature", 0.0)), rate_weights=(1.0, 0, 0, 0, 0))
-    loss, metrics, _, gradient = run(params, understanding().init_memory(), batch())
-    assert set(metrics) == {"mel", "semantic_perplexity", "residual_perplexity"}
+    loss, metrics, _, gradient, _ = run(params, frozen, memory(params), batch())
     assert float(loss) == pytest.approx(2.0 * float(metrics["mel"]))
     assert not any_gradient(gradient["feature_head"]) and any_gradient(gradient["mel_head"])
     assert not any_gradient(gradient["encoder"]["acoustic"])
@@ -103,59 +217,31 @@ def test_the_feature_is_a_target_not_a_pupil(params: Any, rng: np.random.Generat
     assert not to_target.any() and to_pupil.any()
 
 
-def test_rows_beyond_their_length_do_not_count(params: Any, full: Any) -> None:
-    task, longer = understanding(), batch()
+def test_rows_beyond_their_length_do_not_count(params: Any, frozen: Any, full: Any) -> None:
+    task, longer = understanding(listens=True), batch()
     longer["wave"] = jnp.pad(longer["wave"], ((0, 0), (0, 2 * FRAME_SAMPLES)))
-    loss, _ = jit(task.loss)(params, {}, task.init_memory(), longer, KEY)
+    loss, _ = jit(task.loss)(params, frozen, memory(params), longer, KEY)
     assert float(loss) == pytest.approx(float(full[0]), rel=1e-3)
 
 
-def test_usage_is_remembered(params: Any, full: Any) -> None:
-    memory = full[2]
-    start = understanding().init_memory()
-    again = program()(params, memory, batch())[2]
-    assert jax.tree.structure(again) == jax.tree.structure(start)
-    for name in ("semantic", "residual", "semantic_hits", "residual_hits"):
-        now = (memory[name] - 0.9 * start[name]) / 0.1  # this batch's usage
-        np.testing.assert_allclose(now.sum(axis=-1), 1.0, rtol=1e-4)
-        np.testing.assert_allclose(again[name], 0.9 * memory[name] + 0.1 * now, atol=1e-5)
-
-
-def test_the_information_term_sees_the_remembered_usage(params: Any, full: Any) -> None:
-    metrics, memory = full[1], full[2]
-    expected = information(memory["semantic"]) + jnp.mean(information(memory["residual"]))
+def test_the_information_term_sees_the_remembered_usage(full: Any) -> None:
+    metrics, usage = full[1], full[2]["usage"]
+    expected = information(usage["semantic"]) + jnp.mean(information(usage["residual"]))
     assert float(metrics["info"]) == pytest.approx(float(expected), rel=1e-4)
 
 
-def test_gradients_of_usage_weigh_codes_by_how_crowded_they_lately_were() -> None:
-    """d info / d p = log p-bar + 1: descent moves mass from lately crowded codes to empty ones."""
-    task, frames = understanding(), jnp.asarray([4])
-    start = task.init_memory()
-    crowded = {**start, "semantic": 0.5 * start["semantic"].at[7].add(0.5)}
-    now = Quantized(
-        codes=jnp.zeros((1, 9, 4), jnp.int32),
-        semantic=jnp.zeros(()),
-        embedding=jnp.zeros(()),
-        loss=jnp.zeros(()),
-        semantic_usage=jnp.full((64,), 1 / 64),
-        residual_usage=start["residual"],
-        confidence=jnp.zeros(()),
-    )
-
-    def info(p: jax.Array) -> jax.Array:
-        usage, _ = task._update_usage(crowded, now._replace(semantic_usage=p), frames)
-        return information(usage["semantic"])
-
-    p_bar = 0.9 * crowded["semantic"] + 0.1 * now.semantic_usage
-    gradient = jax.grad(info)(now.semantic_usage)
-    np.testing.assert_allclose(gradient, np.log(p_bar) + 1.0, atol=1e-4)
-    assert gradient[7] > gradient[8]
+def test_memory_keeps_its_structure(params: Any, full: Any) -> None:
+    start = memory(params)
+    shapes = [jax.tree.map(lambda x: (x.shape, x.dtype), tree) for tree in (start, full[2])]
+    assert shapes[0] == shapes[1]
 
 
-def test_an_empty_batch_is_finite(params: Any) -> None:
+def test_an_empty_batch_is_finite_and_moves_no_codebook(params: Any, frozen: Any) -> None:
     empty = {k: jnp.zeros_like(v) for k, v in batch().items()}
-    found = program()(params, understanding().init_memory(), empty)
+    found = program()(params, frozen, memory(params), empty)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found))
+    for a, b in zip(found[2]["means"], memory(params)["means"], strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 def test_frames_count_the_last_partial_one() -> None:
@@ -168,28 +254,6 @@ def test_rates_are_drawn_from_the_ladder_by_weight() -> None:
     shares = [np.mean(drawn == k) for k in LADDER]
     np.testing.assert_allclose(shares, [0.5, 0.0, 0.2, 0.2, 0.1], atol=0.02)
     assert drawn.dtype == np.int32
-
-
-def test_hard_usage_is_a_histogram_of_the_valid_frames() -> None:
-    codes = jnp.zeros((2, 9, 3), jnp.int32).at[0, 0].set(jnp.asarray([5, 5, 9]))
-    codes = codes.at[0, 2].set(3).at[1, :, 1:].set(7)  # row 1 has one valid frame
-    hits = hard_usage(codes, jnp.asarray([3, 1]), QUANTIZER)
-    semantic = np.zeros(64)
-    semantic[[5, 9, 0]] = [0.5, 0.25, 0.25]
-    np.testing.assert_allclose(hits["semantic_hits"], semantic, atol=1e-6)
-    assert hits["residual_hits"].shape == (8, 16)
-    np.testing.assert_allclose(hits["residual_hits"][1, [0, 3]], [0.25, 0.75], atol=1e-6)
-    np.testing.assert_allclose(hits["residual_hits"].sum(axis=1), 1.0, rtol=1e-5)
-
-
-def test_perplexity_counts_codes_in_even_use() -> None:
-    memory = {
-        "semantic_hits": jnp.zeros(64).at[:10].set(0.03),
-        "residual_hits": jnp.zeros((2, 16)).at[0, :4].set(0.1).at[1, 5].set(0.2),
-    }
-    metrics = usage_metrics(memory)
-    assert float(metrics["semantic_perplexity"]) == pytest.approx(10, rel=1e-3)
-    assert float(metrics["residual_perplexity"]) == pytest.approx(2.5, rel=1e-3)
 
 
 def test_standardise_ignores_padding_and_survives_constant_channels(

@@ -47,7 +47,7 @@ class Toy:
     def init(self, key: jax.Array) -> Params:
         return {"layer": {"kernel": jax.random.normal(key, (WIDTH, 2)), "bias": jnp.zeros((2,))}}
 
-    def init_memory(self) -> Params:
+    def init_memory(self, params: Params) -> Params:
         return {"seen": jnp.full((2,), 0.5)}  # weakly typed, unlike what `loss` makes of it
 
     def loss(
@@ -58,6 +58,15 @@ class Toy:
         guess = batch["wave"] @ layer["kernel"] + (layer["bias"] + frozen["offset"]["bias"])[None]
         memory = {"seen": memory["seen"] + jnp.mean(guess)}
         return jnp.mean((guess - noise) ** 2), ({"seen": memory["seen"][0]}, memory)
+
+    def refresh(self, params: Params, memory: Params) -> Params:
+        return params
+
+    def evaluate(
+        self, params: Params, frozen: Params, memory: Params, batch: Batch, key: jax.Array
+    ) -> Metrics:
+        loss, (metrics, _) = self.loss(params, frozen, memory, batch, key)
+        return {"loss": loss, **metrics}
 
 
 class Stream:

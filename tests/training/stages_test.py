@@ -23,7 +23,7 @@ from gac_jax.training.loop import StageRun
 from gac_jax.training.origin import Origin
 from gac_jax.training.stages import run
 from gac_jax.training.stop import Interrupted
-from tests import tiny
+from tests import listening, tiny
 from tests.config import get_config
 
 Logged = dict[tuple[str, str, int], dict[str, float]]
@@ -205,6 +205,49 @@ def test_a_stage_gets_what_the_config_says(tmp_path: Path, plan: Plan, config: C
     assert held_out["wave"].shape == (16, 16 * 2560) and (held_out["domain"] == 2).all()
 
 
+def test_understanding_listens_with_a_language_model(tmp_path: Path, plan: Plan) -> None:
+    listening.write_corpus(tmp_path / "corpus")
+    listening.write_language_model(tmp_path / "language_model")
+    config = listening.get_config(tmp_path)
+    config.stages = stages.STAGES
+    run(config, tmp_path / "work")
+    first, second = plan.runs
+    assert set(first.frozen) == {"language_model"} and first.task.reader
+    assert "language_model" not in second.frozen
+    batches = first.train_batches(0)
+    batch = next(batches)
+    batches.close()
+    assert batch["text"].shape == (8, 48) and (batch["text_length"] > 0).any()
+    assert "text" not in next(iter(second.validation_batches()), {})
+
+
+@pytest.mark.parametrize("silenced", ["path", "weight"])
+def test_without_a_language_model_understanding_reads_no_texts(
+    tmp_path: Path,
+    plan: Plan,
+    config: ConfigDict,
+    silenced: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    config.understanding.objective.weights.text = 1.0
+    if silenced == "weight":
+        config.understanding.objective.weights.text = 0.0
+        config.language_model.path = "/nowhere"  # not even opened
+    run(config, tmp_path)
+    assert plan.runs[0].frozen == {} and plan.runs[0].task.reader is None
+    said = "config.language_model.path names no model" in capsys.readouterr().out
+    assert said == (silenced == "path")
+
+
+def test_a_frozen_semantic_tower_does_not_decay_either(
+    tmp_path: Path, plan: Plan, config: ConfigDict
+) -> None:
+    config.understanding.objective.train_semantic_tower = False
+    run(config, tmp_path)
+    assert plan.runs[0].optimizer.scales[0] == ("encoder/semantic", 0.0)
+    assert plan.runs[1].optimizer.scales == ()
+
+
 def test_the_model_is_made_of_both_stages(tmp_path: Path, plan: Plan, config: ConfigDict) -> None:
     run(config, tmp_path)
     ((given, names, params, corpus, folder, origin),) = plan.exports
@@ -306,6 +349,7 @@ def put(path: str, value: Any) -> Callable[[ConfigDict], None]:
         ("decoder.widht", 3, "widht"),
         ("mesh.widht", 3, "widht"),
         ("understanding.stepz", 3, "stepz"),
+        ("matmul_precision", "float16", "'float16' is none of default, bfloat16, float32"),
         ("understanding.optimizer.b3", 0.1, "b3"),
         ("understanding.objective.wieghts", 0.1, "wieghts"),
         ("understanding.objective.weights.mell", 0.1, "unknown loss terms .'mell'."),

@@ -20,9 +20,12 @@ class Toy:
     name = "toy"
 
     def init(self, key: jax.Array) -> Params:
-        return {"layer": {"kernel": jax.random.normal(key, (3,)), "bias": jnp.ones((3,))}}
+        return {
+            "layer": {"kernel": jax.random.normal(key, (3,)), "bias": jnp.ones((3,))},
+            "told": jnp.zeros(()),
+        }
 
-    def init_memory(self) -> Params:
+    def init_memory(self, params: Params) -> Params:
         return {"seen": jnp.zeros(())}
 
     def loss(
@@ -33,6 +36,9 @@ class Toy:
         loss = jnp.sum(error**2) + jnp.sqrt(batch["scale"] * jnp.sum(layer["kernel"] ** 2))
         memory = {"seen": memory["seen"] + batch["target"].sum()}
         return loss, ({"noise": noise[0]}, memory)
+
+    def refresh(self, params: Params, memory: Params) -> Params:
+        return {**params, "told": memory["seen"] + 0.0}
 
 
 FROZEN = {"offset": jnp.ones((3,))}
@@ -54,7 +60,7 @@ def test_a_run_starts_where_it_should(state: TrainState) -> None:
     assert (int(state.step), int(state.skipped)) == (0, 0)
     assert_same(state.params, Toy().init(jax.random.key(4)))
     assert_same(state.ema, state.params)
-    assert_same(state.memory, Toy().init_memory())
+    assert_same(state.memory, Toy().init_memory(state.params))
 
 
 def test_pretrained_parameters_replace_fresh_ones() -> None:
