@@ -36,7 +36,7 @@ WITHOUT_OWN_TEST = {
 # whole package. JAX is checked apart, in a fresh interpreter, because there it must not arrive
 # through another module either.
 NEVER_IMPORTS = {
-    "": {"pickle", "tensorflow", "torch", "gac_jax.train", "gac_jax.sample"},
+    "": {"pickle", "tensorflow", "torch", "gac_jax.train", "gac_jax.sample", "gac_jax.probe"},
     "bitstream.py": {"gac_jax.models", "gac_jax.signal", "gac_jax.codec"},
     "flow.py": {"flax", "gac_jax.models"},
     "codec.py": {"gac_jax.data", "gac_jax.training"},
@@ -64,8 +64,8 @@ IMPORTED_WITHOUT_JAX = (
     "gac_jax.signal.audio_io",
     "gac_jax.signal.loudness",
 )
-ENTRY_POINTS = ("gac_jax.train", "gac_jax.sample")
-MAY_HAVE_FLAGS = {"gac_jax/cli.py", "gac_jax/train.py", "gac_jax/sample.py"}
+ENTRY_POINTS = ("gac_jax.train", "gac_jax.sample", "gac_jax.probe")
+MAY_HAVE_FLAGS = {f"gac_jax/{name}.py" for name in ("cli", "train", "sample", "probe")}
 
 
 def name_of(path: Path) -> str:
