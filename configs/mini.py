@@ -2,6 +2,10 @@
 
 Run: python -m gac_jax.train --config=configs/mini.py --workdir=DIR
 --config.data.root=MANIFEST --config.whisper=WHISPER_TINY_FOLDER
+--config.language_model.path=SMOLLM2_135M
+
+The weights in the package are of an earlier form of this, without the language model; their card
+says which steps they took.
 """
 
 from ml_collections import ConfigDict
@@ -10,7 +14,7 @@ from configs import base
 
 
 def get_config() -> ConfigDict:
-    """Sized so that int8 weights stay below 25 MB; steps for two hours of two CPU cores."""
+    """Sized so that int8 weights stay below 25 MB; steps for an hour and a half of two CPU cores."""
     config = base.get_config()
     config.name = "mini"
     config.encoder.update(width=384, depth=4, num_heads=6)
