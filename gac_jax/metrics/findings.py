@@ -93,8 +93,10 @@ class Findings:
 
     def report(self) -> str:
         """Everything as Markdown, which reads as plain text too."""
-        parts = [f"# {self.title()}", CODEBOOKS, self._codebook_table()]
-        parts += [self.note] if self.note else []
+        parts = [f"# {self.title()}"]
+        if self.facts.get("not_as_in_training"):
+            parts.append(f"Not as in training: {'; '.join(self.facts['not_as_in_training'])}.")
+        parts += [CODEBOOKS, self._codebook_table(), *([self.note] if self.note else [])]
         if self.readings:
             parts += [TEXTS, self._text_table(), ANSWERS]
             parts += [table for table in (self._transcript_table(), self._label_table()) if table]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any, NamedTuple
 
 import jax
 import orbax.checkpoint as ocp
@@ -13,7 +14,21 @@ from gac_jax.training.checkpoints import FOLDER, latest_step
 from gac_jax.training.optimizer import path_name
 
 
-def load_averages(stage_folder: str, like: Params) -> tuple[int, Params]:
+class Averages(NamedTuple):
+    """What was read.
+
+    Attributes:
+      step: of the checkpoint.
+      params: averaged weights.
+      config: of the run that made them.
+    """
+
+    step: int
+    params: Params
+    config: dict[str, Any]
+
+
+def load_averages(stage_folder: str, like: Params) -> Averages:
     """Reads averaged weights; writes nothing, so that a run which goes on is not disturbed.
 
     Args:
@@ -21,7 +36,7 @@ def load_averages(stage_folder: str, like: Params) -> tuple[int, Params]:
       like: ShapeDtypeStructs with shardings. What it leaves out is not read.
 
     Returns:
-      The checkpoint's step, and weights laid out as `like`.
+      The newest averages, laid out as `like`.
 
     Raises:
       UserError: there is no checkpoint, it was made by another configuration, or it is damaged.
@@ -38,8 +53,12 @@ def load_averages(stage_folder: str, like: Params) -> tuple[int, Params]:
         with ocp.CheckpointManager(folder, options=options, item_handlers=handlers) as manager:
             _check(place, manager.item_metadata(step)["state"].tree, wanted)
             how = ocp.checkpoint_utils.construct_restore_args(wanted)
-            part = ocp.args.PyTreeRestore(wanted, restore_args=how, partial_restore=True)
-            return step, manager.restore(step, args=ocp.args.Composite(state=part))["state"]["ema"]
+            items = ocp.args.Composite(
+                state=ocp.args.PyTreeRestore(wanted, restore_args=how, partial_restore=True),
+                config=ocp.args.JsonRestore(),
+            )
+            found = manager.restore(step, args=items)
+            return Averages(step, found["state"]["ema"], found["config"])
     except UserError:
         raise
     except Exception as error:  # orbax has no narrower one for an array that is cut short

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from tqdm import tqdm
@@ -42,6 +43,16 @@ SILENT = {
     "path": "No texts were measured: config.language_model.path names no language model.",
     "text": "No texts were measured: no clip has a label, or a text and the length of a crop.",
 }
+# What changes the figures of one and the same checkpoint, besides its weights.
+TELLING = (
+    "matmul_precision",
+    "data.root",
+    "data.validation_percent",
+    "encoder",
+    "quantizer",
+    *(f"language_model.{name}" for name in ("path", "tokenizer", "prompt", "max_tokens", "dtype")),
+    "understanding.crop_frames",
+)
 Item = TypeVar("Item")
 
 
@@ -116,8 +127,8 @@ def probe(config: ConfigDict, workdir: Path, selection: Selection) -> Findings:
         raise UserError(f"configuration: {error}") from error
     assert isinstance(task, Understanding)
     with jax.set_mesh(mesh), jax.default_matmul_precision(config.matmul_precision):
-        step, params = load_averages(os.fspath(workdir / STAGE), _needed(task, mesh))
-        listener = Listener(task, params, opened, mesh, config[STAGE].batch_size)
+        trained = load_averages(os.fspath(workdir / STAGE), _needed(task, mesh))
+        listener = Listener(task, trained.params, opened, mesh, config[STAGE].batch_size)
         crop = config[STAGE].crop_frames * FRAME_SAMPLES
         listener.listen(source, indices, crop)
         if not listener.heard:
@@ -127,14 +138,30 @@ def probe(config: ConfigDict, workdir: Path, selection: Selection) -> Findings:
         "config": config.name,
         "workdir": os.fspath(workdir),
         "data": config.data.root,
-        "step": step,
+        "step": trained.step,
         "split": selection.split,
         "clips": dict(Counter(source.clips[i].domain for i in listener.heard)),
         "crop_frames": config[STAGE].crop_frames,
+        "not_as_in_training": differences(config.to_dict(), trained.config),
     }
     if not (note or readings):
         note = SILENT["text"]
     return Findings(facts, usage(listener.counts, DOMAINS), readings, note)
+
+
+def differences(config: dict[str, Any], trained: dict[str, Any]) -> list[str]:
+    """Fields in `TELLING` that are not as in training, each with both values, in words."""
+    now, then = (flatten_dict(x, sep=".") for x in (config, trained))
+    known = (
+        name
+        for name in sorted({*now, *then})
+        if f"{name}.".startswith(tuple(f"{part}." for part in TELLING))
+    )
+    return [
+        f"config.{name} is {now.get(name)!r}, was {then.get(name)!r}"
+        for name in known
+        if now.get(name) != then.get(name)
+    ]
 
 
 class Listener:

@@ -77,6 +77,15 @@ def test_the_report_has_every_table() -> None:
     assert ["sound", rate, "1", "100.0 %", "100.0 %", "1"] in cells
 
 
+def test_the_report_says_what_is_not_as_in_training() -> None:
+    told = ["config.a is 1, was 2", "config.b is 3, was 4"]
+    facts = {**FACTS, "not_as_in_training": told}
+    lines = Findings(facts, USAGE, []).report().splitlines()
+    assert lines[2] == "Not as in training: config.a is 1, was 2; config.b is 3, was 4."
+    assert "Not as" not in found().report()
+    assert json.loads(Findings(facts, USAGE, []).json())["not_as_in_training"] == told
+
+
 def test_without_readings_the_report_says_why() -> None:
     report = found("No texts, because.").report()
     assert "No texts, because." in report and "Texts" not in report.replace("No texts", "")

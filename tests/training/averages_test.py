@@ -57,8 +57,8 @@ def snapshot(folder: Path) -> dict[str, tuple[int, int]]:
 
 def test_the_newest_averages_are_read_in_the_layout_asked_for(saved: Path) -> None:
     wanted = like()
-    step, found = load_averages(str(saved), wanted)
-    assert step == 20 and list(found) == ["encoder"]
+    step, found, config = load_averages(str(saved), wanted)
+    assert (step, list(found), config) == (20, ["encoder"], {"name": "toy"})
     kernel = found["encoder"]["kernel"]
     np.testing.assert_array_equal(kernel, made_state(20).ema["encoder"]["kernel"])
     assert kernel.sharding == wanted["encoder"]["kernel"].sharding

@@ -22,7 +22,7 @@ from gac_jax.stages.reading import Reader
 from gac_jax.stages.understanding import Understanding
 from gac_jax.training import probe as module
 from gac_jax.training.checkpoints import Checkpoints
-from gac_jax.training.probe import Selection, ask, probe
+from gac_jax.training.probe import Selection, ask, differences, probe
 from gac_jax.training.reader import open_reader
 from gac_jax.training.stages import build_task
 from gac_jax.training.state import TrainState
@@ -49,7 +49,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     zero = jax.tree.map(jnp.zeros_like, ema)
     state = TrainState(jnp.int32(7), zero, ema, {}, {"seen": jnp.zeros(3)}, jnp.int32(0))
     with Checkpoints(str(folder / "run" / "understanding"), every=1, keep=1) as store:
-        store.save(7, state, {}, force=True)
+        store.save(7, state, get_config(folder).to_dict(), force=True)
     return folder
 
 
@@ -103,6 +103,7 @@ def test_it_says_what_was_measured(found: Findings, folder: Path) -> None:
         "split": "train",
         "clips": {"speech": 5, "sound": 3, "music": 1},
         "crop_frames": 4,
+        "not_as_in_training": [],
     }
     assert found.note == ""
 
@@ -271,8 +272,24 @@ def test_without_texts_the_codebooks_are_measured_all_the_same(
     config.update_from_flattened_dict({field: value})
     findings = probe(config, folder / "run", ALL)
     assert note in findings.note and findings.readings == []
+    told = findings.facts["not_as_in_training"]
+    assert [f"config.{field} is" in line for line in told] == [True] * ("weights" not in field)
     assert {u.codebook for u in findings.usage} >= {"semantic", "residual 8"}
     assert findings.note in findings.report()
+
+
+def test_what_is_not_as_in_training_is_found(config: ConfigDict) -> None:
+    trained = config.to_dict()
+    config.understanding.update(crop_frames=8, batch_size=1, steps=9)
+    config.language_model.update(prompt="plain", remat=True)
+    config.encoder.num_heads = 4  # no shape tells of it
+    del trained["matmul_precision"]
+    assert differences(config.to_dict(), trained) == [
+        "config.encoder.num_heads is 4, was 2",
+        "config.language_model.prompt is 'plain', was 'chatml'",
+        "config.matmul_precision is 'float32', was None",
+        "config.understanding.crop_frames is 8, was 4",
+    ]
 
 
 def test_few_clips(config: ConfigDict, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
