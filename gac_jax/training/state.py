@@ -69,6 +69,8 @@ def make_train_step(
         count = state.step.astype(jnp.float32)
         decay = jnp.minimum(ema_decay, (1.0 + count) / (10.0 + count))
         ema = jax.tree.map(lambda a, b: decay * a + (1.0 - decay) * b, state.ema, params)
+        # What follows the memory is an average already; averaged again it would lag behind.
+        ema = task.refresh(ema, memory)
         new = (params, ema, opt_state, memory)
         old = (state.params, state.ema, state.opt_state, state.memory)
         params, ema, opt_state, memory = jax.tree.map(

@@ -110,6 +110,13 @@ def test_the_average_warms_up_to_its_decay(state: TrainState) -> None:
             np.testing.assert_allclose(state.ema["layer"]["bias"], ema, atol=1e-4)
 
 
+def test_what_follows_the_memory_is_not_averaged_again(state: TrainState) -> None:
+    for _ in range(3):
+        state, _ = step(state, FROZEN, GOOD)
+        assert float(state.params["told"]) == float(state.memory["seen"])
+        assert float(state.ema["told"]) == float(state.memory["seen"])
+
+
 BAD = {
     "data": {**GOOD, "target": GOOD["target"].at[1].set(jnp.nan)},
     "loss": {**GOOD, "target": GOOD["target"].at[0].set(3e38)},
