@@ -5,13 +5,11 @@ from __future__ import annotations
 import os
 from typing import Any, NamedTuple
 
-import jax
 import orbax.checkpoint as ocp
 
 from gac_jax.errors import UserError
 from gac_jax.stages.task import Params
-from gac_jax.training.checkpoints import FOLDER, latest_step
-from gac_jax.training.optimizer import path_name
+from gac_jax.training.checkpoints import FOLDER, check_arrays, latest_step
 
 
 class Averages(NamedTuple):
@@ -51,7 +49,8 @@ def load_averages(stage_folder: str, like: Params) -> Averages:
     handlers = {"state": ocp.PyTreeCheckpointHandler(), "config": ocp.JsonCheckpointHandler()}
     try:
         with ocp.CheckpointManager(folder, options=options, item_handlers=handlers) as manager:
-            _check(place, manager.item_metadata(step)["state"].tree, wanted)
+            stored = manager.item_metadata(step)["state"].tree
+            check_arrays(place, stored, wanted, only_wanted=True)
             how = ocp.checkpoint_utils.construct_restore_args(wanted)
             items = ocp.args.Composite(
                 state=ocp.args.PyTreeRestore(wanted, restore_args=how, partial_restore=True),
@@ -66,19 +65,3 @@ def load_averages(stage_folder: str, like: Params) -> Averages:
             f"{place}: damaged checkpoint, or one that a run has just removed; try again "
             f"({type(error).__name__}: {' '.join(str(error).split())[:100]})"
         ) from error
-
-
-def _check(place: str, stored: Params, wanted: Params) -> None:
-    """Compares before anything is read: orbax casts silently, and tells of shapes at length."""
-    found = _table(stored)
-    for name, kind in _table(wanted).items():
-        if found.get(name) != kind:
-            raise UserError(
-                f"{place}: made by another config: {name} is {found.get(name, 'missing')}, should "
-                f"be {kind}; use the config it was made by"
-            )
-
-
-def _table(tree: Params) -> dict[str, str]:
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {path_name(path): f"{leaf.dtype} {tuple(leaf.shape)}" for path, leaf in leaves}

@@ -70,7 +70,7 @@ class Checkpoints:
         step = self.latest_step
         place = os.path.join(self._manager.directory, str(step))
         try:
-            _check(place, self._manager.item_metadata(step)["state"].tree, like)
+            check_arrays(place, self._manager.item_metadata(step)["state"].tree, like)
             items = ocp.args.Composite(state=ocp.args.StandardRestore(like))
             return self._manager.restore(step, args=items)["state"]
         except UserError:
@@ -87,14 +87,24 @@ def latest_step(stage_folder: str) -> int | None:
     return max(ocp.utils.checkpoint_steps(os.path.join(stage_folder, FOLDER)), default=None)
 
 
-def _check(place: str, stored: Any, like: TrainState) -> None:
-    """Compares before anything is read: orbax casts silently, and tells of shapes at length."""
-    found, wanted = _table(stored), _table(like)
-    for name in sorted(found.keys() | wanted.keys()):
-        if found.get(name) != wanted.get(name):
+def check_arrays(place: str, stored: Any, wanted: Any, only_wanted: bool = False) -> None:
+    """Compares before anything is read: orbax casts silently, and tells of shapes at length.
+
+    Args:
+      place: names the checkpoint in messages.
+      stored: what it holds, as orbax describes it.
+      wanted: tree of ShapeDtypeStructs.
+      only_wanted: whether it may hold more.
+
+    Raises:
+      UserError: an array is missing, left over, or of another shape or dtype.
+    """
+    found, asked = _table(stored), _table(wanted)
+    for name in sorted(asked if only_wanted else found.keys() | asked.keys()):
+        if found.get(name) != asked.get(name):
             raise UserError(
                 f"{place}: made by another config: {name} is {found.get(name, 'missing')}, should "
-                f"be {wanted.get(name, 'absent')}; use the config it was made by or another workdir"
+                f"be {asked.get(name, 'absent')}; use the config it was made by or another workdir"
             )
 
 

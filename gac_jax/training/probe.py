@@ -296,9 +296,10 @@ class Listener:
 def encode(task: Understanding, params: Params, batch: Batch) -> tuple[jax.Array, jax.Array]:
     """Codes (B, 1 + R, N) and code frames that count (B,), both int32, of a batch."""
     frames = frames_of(batch)
-    features = task.features.apply({"params": params["encoder"]}, batch["wave"], frames)
     quantizer = {"params": params["quantizer"]}
-    return task.quantizer.apply(quantizer, *features, frames, method="codes"), frames
+    with jax.default_matmul_precision("float32"):  # the codes that a sender would send
+        features = task.features.apply({"params": params["encoder"]}, batch["wave"], frames)
+        return task.quantizer.apply(quantizer, *features, frames, method="codes"), frames
 
 
 def ask(

@@ -22,7 +22,7 @@ from gac_jax.stages.reading import Reader
 from gac_jax.stages.understanding import Understanding
 from gac_jax.training import probe as module
 from gac_jax.training.checkpoints import Checkpoints
-from gac_jax.training.probe import Selection, ask, differences, probe
+from gac_jax.training.probe import Selection, ask, differences, encode, probe
 from gac_jax.training.reader import open_reader
 from gac_jax.training.stages import build_task
 from gac_jax.training.state import TrainState
@@ -357,3 +357,13 @@ def test_a_missing_package_is_told_before_the_work(
     monkeypatch.setattr(module, "load_averages", lambda *_: pytest.fail("worked first"))
     with pytest.raises(UserError, match="no jiwer"):
         probe(config, folder / "run", ALL)
+
+
+def test_codes_are_those_of_a_sender_whatever_products_training_used() -> None:
+    task, rows = tiny.understanding(), tiny.batch()
+    params = tiny.drawn(task.init)
+    found = []
+    for precision in ("float32", "bfloat16"):
+        with jax.default_matmul_precision(precision):
+            found.append(tiny.jit(lambda p, b: encode(task, p, b)[0])(params, rows))
+    np.testing.assert_array_equal(*found)
