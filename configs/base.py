@@ -51,7 +51,7 @@ def get_config() -> ConfigDict:
 
     config.quantizer = quantizer = ConfigDict()  # see gac_jax.models.quantizer.QuantizerConfig
     quantizer.width = 256  # channels of a code embedding
-    quantizer.semantic_dim = 32  # channels in which semantic codes are compared
+    quantizer.semantic_dim = 64  # channels in which semantic codes are compared
     quantizer.residual_dim = 32  # channels that residual codes approximate
     quantizer.temperature = 0.25  # softness of assignments in L_info, standard deviations
     quantizer.commitment = 0.25  # pull of features towards codes
@@ -88,10 +88,11 @@ def _understanding() -> ConfigDict:
     stage = _stage()
     stage.objective = ConfigDict()
     stage.objective.weights = dict(  # of the loss terms; 0 leaves a term out
-        text=1.0, mel=1.0, feature=1.0, codes=1.0, info=0.05, confidence=0.0
+        text=1.0, alignment=1.0, mel=1.0, feature=1.0, codes=1.0, info=0.05, confidence=0.0
     )
     stage.objective.rate_weights = (0.25, 0.25, 0.15, 0.15, 0.2)  # of k = 0, 1, 2, 4, 8
     stage.objective.warmup_steps = 1_000  # at the start, in which features pass unquantised
+    stage.objective.text_after = 5_000  # steps at the start without the language model
     stage.objective.usage_decay = 0.9  # memory of code usage, per step
     stage.objective.hits_decay = 0.998  # memory of the codes in use, for metrics, per step
     stage.objective.codebook_decay = 0.98  # memory of the residual codebooks, per step

@@ -22,7 +22,8 @@ def get_config() -> ConfigDict:
         stage.optimizer.update(learning_rate=1e-3, warmup_steps=20)
     config.understanding.steps = 120
     config.understanding.objective.warmup_steps = 20
-    config.understanding.objective.weights.text = 0.0  # no language model: nothing to load
+    # No language model: nothing to load.
+    config.understanding.objective.weights.update(text=0.0, alignment=0.0)
     config.generation.steps = 240
     config.generation.objective.scale_steps = 50
     return config

@@ -68,9 +68,9 @@ def get_config(folder: Path) -> ConfigDict:
     config.stages = ("understanding",)
     config.understanding.update(steps=2, eval_every=100)
     config.quantizer = ConfigDict(dataclasses.asdict(tiny.QUANTIZER))
-    config.understanding.objective.weights.text = 1.0
+    config.understanding.objective.weights.update(text=1.0, alignment=1.0)
     config.data.update(root=str(folder / "corpus" / "manifest.csv"), validation_percent=0.0)
-    config.understanding.objective.weights.text = 1.0
+    config.understanding.objective.text_after = 0
     config.language_model.update(path=str(folder / "language_model"), max_tokens=48)
     return config
 

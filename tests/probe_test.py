@@ -68,6 +68,7 @@ def test_a_run_is_trained_and_probed(tmp_path: Path) -> None:
         f"--config.language_model.path={tmp_path / 'language_model'}",
         "--config.language_model.max_tokens=48",
         "--config.understanding.objective.weights.text=1",
+        "--config.understanding.objective.text_after=0",
     )
     lengths = ("--config.stages=('understanding',)", "--config.understanding.steps=2")
     trained = python("-m", "gac_jax.train", "--config=tests/config.py", *run, *lengths)

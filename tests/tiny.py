@@ -43,7 +43,7 @@ LANGUAGE_MODEL = LanguageModelConfig(
     tied=True,
     qkv_bias=False,
 )
-WEIGHTS = dict(text=0.5, mel=1.0, feature=1.0, codes=1.0, info=0.1, confidence=0.01)
+WEIGHTS = dict(text=0.5, alignment=0.5, mel=1.0, feature=1.0, codes=1.0, info=0.1, confidence=0.01)
 RATES = (0.2, 0.2, 0.2, 0.2, 0.2)
 
 # Programs of this size run in no time however they are compiled; unoptimised they compile in half.
@@ -57,6 +57,7 @@ def understanding(
     options = {
         "rate_weights": RATES,
         "warmup_steps": 0,
+        "text_after": 0,
         "usage_decay": 0.9,
         "hits_decay": 0.9,
         "codebook_decay": 0.9,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from gac_jax.models.layers import ConvNeXtBlock, dense, normalise
 
@@ -62,7 +63,17 @@ class TextAdapter(nn.Module):
     width: int
 
     @nn.compact
-    def __call__(self, embedding: jax.Array) -> jax.Array:
-        """Maps (B, N, C) to (B, N, D), of unit mean square at the start of training."""
+    def __call__(self, embedding: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Turns frames into would-be words.
+
+        Args:
+          embedding: (B, N, C).
+
+        Returns:
+          Vectors (B, N, D), of unit mean square at the start of training; and (B, N) float32, the
+          log odds that a frame is blank, which says nothing beyond its neighbours: 0 at the start.
+        """
         hidden = nn.gelu(dense(self.width, name="expand")(normalise(embedding)))
-        return nn.RMSNorm(name="norm")(dense(self.width, name="output")(hidden))
+        vectors = nn.RMSNorm(name="norm")(dense(self.width, name="output")(hidden))
+        blank = nn.Dense(1, kernel_init=nn.initializers.zeros, name="blank")(vectors)
+        return vectors, blank[..., 0].astype(jnp.float32)

@@ -103,11 +103,13 @@ class Quantizer(nn.Module):
         self.semantic_in = dense(config.semantic_dim)
         self.basis = self.param("basis", normal(1.0), (config.semantic_size, config.semantic_dim))
         self.basis_map = dense(config.semantic_dim, use_bias=False)
-        self.semantic_out = dense(config.width)
+        # Points are unit vectors: channels of 1 put what is said on a par with how it sounds. Eight
+        # times smaller, residual codes drown it wherever the sum of both is read.
+        self.semantic_out = dense(config.width, kernel_init=normal(1.0))
         # Unit columns on a normalised feature fix the scale that the codes live on: commitment
         # would shrink it without end.
         self.acoustic_in = nn.WeightNorm(dense(config.residual_dim), use_scale=False)
-        self.explained = dense(config.residual_dim)
+        self.explained = dense(config.residual_dim, kernel_init=nn.initializers.zeros)
         self.residual_out = dense(config.width, use_bias=False)  # linear: prefixes add up
         # Small, so that at first the most aligned code wins and all codes are in play.
         shape = (config.num_residual, config.residual_size, config.residual_dim)

@@ -3,6 +3,8 @@
     L = sum of weight[name] * term[name] over the terms
       text        -log P(Y|Z) of a frozen language model that reads the codes of a random rate,
                   in nats per token of the transcript or label Y (`gac_jax.stages.reading`)
+      alignment   -log P(Y|Z) by placing the words of Y among the frames, in nats per token: shows
+                  encoder and adapter where to begin, at a hundredth of the cost of text
       mel         log-mel L1 of what the codes of a random rate can reconstruct
       feature     share of the encoder feature's variance that the semantic code leaves unexplained
       codes       codebook and commitment losses
@@ -37,7 +39,9 @@ from gac_jax.stages.usage import (
     usage_metrics,
 )
 
-TERMS = ("text", "mel", "feature", "codes", "info", "confidence")
+TERMS = ("text", "alignment", "mel", "feature", "codes", "info", "confidence")
+
+READ = ("text", "alignment")  # terms that need a reader
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +52,8 @@ class UnderstandingConfig:
       weights: weight of every term in TERMS; a term of weight 0 is left out.
       rate_weights: probability of each rate of the ladder (0, 1, 2, 4, 8 residual codebooks).
       warmup_steps: steps at the start in which features pass unquantised.
+      text_after: steps at the start in which the language model is not asked, so that words find
+        their places first.
       usage_decay: memory of p-bar, per step.
       hits_decay: memory of the codes in use that metrics tell of, per step.
       codebook_decay: memory of the residual codebooks, per step.
@@ -58,6 +64,7 @@ class UnderstandingConfig:
     weights: tuple[tuple[str, float], ...]
     rate_weights: tuple[float, ...]
     warmup_steps: int
+    text_after: int
     usage_decay: float
     hits_decay: float
     codebook_decay: float
@@ -79,14 +86,14 @@ class Understanding:
     ) -> None:
         """Builds the modules; `config.weights` must name known terms.
 
-        Without a reader, the term `text` is left out.
+        Without a reader, the terms `text` and `alignment` are left out.
         """
         unknown = {name for name, _ in config.weights} - set(TERMS)
         if unknown:
             raise ValueError(f"unknown loss terms {sorted(unknown)}; known are {TERMS}")
         self.config, self.encoder_config = config, encoder
         given = ((name, weight) for name, weight in config.weights if weight)
-        self.weights = {name: weight for name, weight in given if reader or name != "text"}
+        self.weights = {name: weight for name, weight in given if reader or name not in READ}
         self.features = Features(encoder)
         self.quantizer = Quantizer(quantizer)
         self.mel_head = MelHead(encoder.acoustic_mels)
@@ -138,9 +145,15 @@ class Understanding:
             rate,
             exact=memory["steps"] < self.config.warmup_steps,
         )
+        heard = (quantized.embedding, frames)
         usage = update_usage(memory["usage"], quantized, self.config.usage_decay)
         terms = {
-            "text": lambda: self._text_error(params, frozen, quantized.embedding, frames, batch),
+            "text": lambda: jax.lax.cond(
+                memory["steps"] < self.config.text_after,
+                lambda: jnp.zeros(()),
+                lambda: self._per_token("score", params, frozen, heard, batch),
+            ),
+            "alignment": lambda: self._per_token("align", params, frozen, heard, batch),
             "mel": lambda: self._mel_error(params, quantized.embedding, batch, frames),
             "feature": lambda: self._feature_error(params, quantized, semantic, frames),
             "codes": lambda: quantized.loss,
@@ -188,11 +201,16 @@ class Understanding:
             params = {**params, "semantic": jax.lax.stop_gradient(params["semantic"])}
         return self.features.apply({"params": params}, wave, frames)
 
-    def _text_error(
-        self, params: Params, frozen: Params, embedding: jax.Array, frames: jax.Array, batch: Batch
+    def _per_token(
+        self,
+        method: str,
+        params: Params,
+        frozen: Params,
+        heard: tuple[jax.Array, jax.Array],
+        batch: Batch,
     ) -> jax.Array:
-        assert self.reader
-        nats, tokens = self.reader.score(params["adapter"], frozen, embedding, frames, batch)
+        read = getattr(self.reader, method)
+        nats, tokens = read(params["adapter"], frozen, *heard, batch)
         return jnp.sum(nats) / jnp.maximum(jnp.sum(tokens), 1.0)
 
     def _information(

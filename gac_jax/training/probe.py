@@ -34,12 +34,12 @@ from gac_jax.training.averages import load_averages
 from gac_jax.training.loop import NumpyBatch
 from gac_jax.training.origin import adopt
 from gac_jax.training.reader import OpenedReader, open_reader
-from gac_jax.training.stages import build_task, check_choices, check_sizes
+from gac_jax.training.stages import build_task, check_choices, check_sizes, listens
 
 STAGE = "understanding"
 SILENT = {
-    "weights": "No texts were measured: config.understanding.objective.weights.text is 0, so that "
-    "the encoder was trained without a language model.",
+    "weights": "No texts were measured: config.understanding.objective.weights.text and alignment "
+    "are 0, so that the encoder was trained without a language model.",
     "path": "No texts were measured: config.language_model.path names no language model.",
     "text": "No texts were measured: no clip has a label, or a text and the length of a crop.",
 }
@@ -339,7 +339,7 @@ def ask(
 
 def _reader(config: ConfigDict) -> tuple[OpenedReader | None, str]:
     """The language model that the encoder was trained with; without one, a line that says why."""
-    if not config.understanding.objective.weights.get("text"):
+    if not listens(config):
         return None, SILENT["weights"]
     opened = open_reader(config.language_model)
     if opened is None:

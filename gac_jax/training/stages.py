@@ -28,7 +28,7 @@ from gac_jax.rates import FRAME_SAMPLES
 from gac_jax.sharding import make_mesh
 from gac_jax.stages.generation import Generation, GenerationConfig, bin_scale
 from gac_jax.stages.task import Params, Task
-from gac_jax.stages.understanding import Understanding, UnderstandingConfig
+from gac_jax.stages.understanding import READ, Understanding, UnderstandingConfig
 from gac_jax.training.checkpoints import latest_step
 from gac_jax.training.export import export
 from gac_jax.training.loop import LoopConfig, NumpyBatch, StageRun, run_stage
@@ -178,7 +178,7 @@ def check_sizes(name: str, stage: ConfigDict, mesh: Mesh) -> None:
 
 def _reader(name: str, config: ConfigDict) -> OpenedReader | None:
     """The language model of the stage understanding, if it has one and listens to it."""
-    if name != "understanding" or not config.understanding.objective.weights.get("text"):
+    if name != "understanding" or not listens(config):
         return None
     opened = open_reader(config.language_model)
     if opened is None and jax.process_index() == 0:
@@ -187,6 +187,11 @@ def _reader(name: str, config: ConfigDict) -> OpenedReader | None:
             "from texts"
         )
     return opened
+
+
+def listens(config: ConfigDict) -> bool:
+    """Whether the stage understanding has a term that reads texts."""
+    return any(config.understanding.objective.weights.get(name) for name in READ)
 
 
 def _optimizer(name: str, stage: ConfigDict) -> OptimizerConfig:

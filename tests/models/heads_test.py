@@ -30,9 +30,12 @@ def test_feature_head_sees_one_frame_at_a_time(rng: np.random.Generator) -> None
     np.testing.assert_array_equal((other != found).any(axis=-1)[0], np.arange(5) == 2)
 
 
-def test_the_adapter_s_vectors_have_the_size_of_words(rng: np.random.Generator) -> None:
+def test_the_adapter_s_vectors_have_the_size_of_words_and_none_is_blank_at_first(
+    rng: np.random.Generator,
+) -> None:
     embedding = jnp.asarray(5.0 + 3.0 * rng.standard_normal((2, 4, 12)), jnp.float32)
     adapter = TextAdapter(width=20)
-    found = adapter.apply(adapter.init(jax.random.key(0), embedding), embedding)
+    found, blank = adapter.apply(adapter.init(jax.random.key(0), embedding), embedding)
     assert found.shape == (2, 4, 20)
     np.testing.assert_allclose(np.square(found).mean(axis=-1), 1.0, rtol=1e-3)
+    np.testing.assert_array_equal(blank, np.zeros((2, 4), np.float32))

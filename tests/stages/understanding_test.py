@@ -8,7 +8,13 @@ import pytest
 
 from gac_jax.models.kmeans import centroids
 from gac_jax.rates import FRAME_SAMPLES, LADDER
-from gac_jax.stages.understanding import frames_of, neighbour, sample_rate_index, standardise
+from gac_jax.stages.understanding import (
+    READ,
+    frames_of,
+    neighbour,
+    sample_rate_index,
+    standardise,
+)
 from gac_jax.stages.usage import information
 from tests.tiny import ENCODER, WEIGHTS, batch, drawn, frozen_parts, jit, understanding
 
@@ -109,12 +115,32 @@ def test_texts_are_scored_per_token(params: Any, frozen: Any) -> None:
     np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 
+def test_words_find_their_places_through_the_codes(params: Any, frozen: Any) -> None:
+    run = program(weights=(("alignment", 1.0),))
+    _, metrics, _, to_params, to_frozen = run(params, frozen, memory(params), batch())
+    assert metrics["alignment"] > 0.0
+    assert not any_gradient(to_frozen)
+    for part in (("encoder", "semantic"), ("quantizer", "semantic_in"), ("adapter", "blank")):
+        assert any_gradient(to_params[part[0]][part[1]])
+    assert not any_gradient(to_params["mel_head"])
+
+
+def test_the_language_model_is_asked_once_words_have_found_their_places(
+    params: Any, frozen: Any
+) -> None:
+    run = program(weights=(("text", 1.0),), text_after=2)
+    late = run(params, frozen, {**memory(params), "steps": jnp.int32(2)}, batch())
+    early = run(params, frozen, {**memory(params), "steps": jnp.int32(1)}, batch())
+    assert float(late[0]) > 0.0 and any_gradient(late[3]["adapter"])
+    assert float(early[0]) == 0.0 and not any_gradient(early[3])
+
+
 def test_without_a_language_model_the_text_is_left_out(params: Any) -> None:
     silent = {k: v for k, v in params.items() if k != "adapter"}
     run = program(listens=False)
     loss, metrics, *_ = run(silent, {}, memory(params), batch())
-    assert "text" not in metrics
-    expected = sum(WEIGHTS[name] * float(metrics[name]) for name in WEIGHTS if name != "text")
+    assert not set(READ) & set(metrics)
+    expected = sum(WEIGHTS[name] * float(metrics[name]) for name in WEIGHTS if name not in READ)
     assert float(loss) == pytest.approx(expected, rel=1e-5)
 
 

@@ -229,9 +229,9 @@ def test_without_a_language_model_understanding_reads_no_texts(
     silenced: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    config.understanding.objective.weights.text = 1.0
+    config.understanding.objective.weights.update(text=1.0, alignment=1.0)
     if silenced == "weight":
-        config.understanding.objective.weights.text = 0.0
+        config.understanding.objective.weights.update(text=0.0, alignment=0.0)
         config.language_model.path = "/nowhere"  # not even opened
     run(config, tmp_path)
     assert plan.runs[0].frozen == {} and plan.runs[0].task.reader is None
