@@ -19,16 +19,18 @@ def get_config() -> ConfigDict:
     config.name = "mini"
     config.encoder.update(width=384, depth=4, num_heads=6)
     config.decoder.update(width=256, depth=8, remat=True)  # memory traffic is dearer than products
-    # Short rows, so that the language model takes little more than the rest of a step.
-    config.language_model.update(prompt="plain", max_tokens=36, remat=True)
-    config.matmul_precision = "bfloat16"  # three times as fast on some processors
+    # Short rows: the language model takes three quarters of a step as it is.
+    config.language_model.update(prompt="chatml", max_tokens=28, remat=True)
+    config.matmul_precision = "bfloat16"  # two to three times as fast on recent processors
+    config.quantizer.temperature = 0.12
     config.sampling.update(steps=8, storage="int8")  # 16 steps measured no better
     stage = config.understanding
-    stage.update(steps=1_200, batch_size=12, crop_frames=32, ema_decay=0.99)
+    stage.update(steps=920, batch_size=24, crop_frames=36, ema_decay=0.99)
     stage.update(log_every=25, eval_every=200, save_every=200)
-    stage.optimizer.update(learning_rate=1e-3, warmup_steps=50)
-    stage.objective.warmup_steps = 50
-    stage.objective.weights.info = 0.2  # short runs must spread over the codes soon
+    stage.optimizer.update(learning_rate=2e-3, warmup_steps=50)
+    stage.objective.update(warmup_steps=150, text_after=700)
+    stage.objective.train_semantic_tower = False  # what Whisper knows, 900 steps can only blur
+    stage.objective.weights.info = 0.25  # short runs must spread over the codes soon
     stage = config.generation
     stage.update(steps=1_700, batch_size=16, crop_frames=32, ema_decay=0.998)
     stage.update(log_every=50, eval_every=1_000, save_every=500)
