@@ -29,6 +29,7 @@ INSTALL_REQUIRES = [
     "soundfile>=0.13",  # its wheels bring libsndfile with FLAC, Ogg, Opus and MP3
     "soxr>=0.5",
     "numpy>=2.0",
+    "scipy>=1.11",
     # Command lines, configs and logs.
     "absl-py>=2.3",
     "ml-collections>=1.1",
@@ -52,9 +53,13 @@ EXTRAS_REQUIRE = {
     "eval": [
         "faster-whisper>=1.2",
         "jiwer>=4.0",
+        "kaldi-native-fbank>=1.22",  # what WeSpeaker's networks hear
         "onnxruntime>=1.20",  # speechmos runs its networks with it
+        "opencc>=1.1.9",
         "pystoi>=0.4.1",
+        "requests>=2",  # speechmos imports it and does not declare it
         "speechmos>=0.0.1",
+        "whisper-normalizer>=0.1.15",
     ],
     # ruff and mypy are held to one minor version: the test suite runs both, and a newer
     # formatter or checker must not turn an unchanged commit red.
@@ -64,6 +69,7 @@ EXTRAS_REQUIRE = {
         "pre-commit>=4.0",
         "pytest>=9.0",
         "pytest-timeout>=2.3",
+        "pyyaml>=6.0",
         "ruff>=0.17,<0.18",
     ],
 }

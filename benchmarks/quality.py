@@ -25,9 +25,9 @@ from absl import app, flags
 import gac_jax
 from gac_jax.data.pipeline import split
 from gac_jax.data.sources import open_source
+from gac_jax.metrics.signal import log_mel_distance
 from gac_jax.rates import LADDER, SAMPLE_RATE, kbps
 from gac_jax.signal.audio_io import to_mono_32k
-from gac_jax.signal.mel import log_mel_32k
 
 _ROOT = flags.DEFINE_string("root", "", "Folder, manifest or tfds:NAME:SPLIT.")
 _MODEL = flags.DEFINE_string("model", "mini", "Bundled model or model folder.")
@@ -36,8 +36,6 @@ _SECONDS = flags.DEFINE_float("seconds", 10.0, "Of each clip, from its start.", 
 _STEPS = flags.DEFINE_integer("steps", None, "Solver steps; by default the model's.")
 _GUIDANCE = flags.DEFINE_float("guidance", None, "Guidance weight; by default the model's.")
 _VALIDATION = flags.DEFINE_float("validation_percent", 3.0, "Held out, as in training; 0: all.")
-
-DB_PER_NEPER = 10.0 / np.log(10.0)
 
 
 def main(_: list[str]) -> None:
@@ -55,15 +53,6 @@ def main(_: list[str]) -> None:
             if domain == "speech" and (score := _stoi(wave, decoded)) is not None:
                 row["stoi"].append(score)
     _report(scores)
-
-
-def log_mel_distance(reference: np.ndarray, decoded: np.ndarray) -> float:
-    """Mean absolute difference of floored log-mel spectra in dB; waves (S,) float32."""
-    size = -(-reference.size // 640) * 640
-    pair = np.stack([np.pad(x, (0, size - x.size)) for x in (reference, decoded)])
-    mel = np.asarray(log_mel_32k(pair)) * DB_PER_NEPER
-    mel = np.maximum(mel, mel[0].max() - 60.0)
-    return float(np.mean(np.abs(mel[0] - mel[1])))
 
 
 def _held_out() -> Iterator[tuple[str, np.ndarray]]:

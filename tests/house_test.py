@@ -29,14 +29,18 @@ MAX_MEDIAN_FUNCTION_LINES = 15
 # Modules without a test file of their own, and where their behaviour is tested.
 WITHOUT_OWN_TEST = {
     "gac_jax/errors.py": "one exception class; every test of bad input raises it",
+    "gac_jax/metrics/metric.py": "protocols and plain records; the tests of every metric use them",
     "gac_jax/stages/task.py": "a protocol without code; the tests of both stages use it",
 }
+
+NAMES = ("train", "sample", "probe", "evaluate", "listening")
+COMMANDS = tuple(f"gac_jax.{name}" for name in NAMES)
 
 # What a file or folder of the package never imports: its side of the one-way data flow. "" is the
 # whole package. JAX is checked apart, in a fresh interpreter, because there it must not arrive
 # through another module either.
 NEVER_IMPORTS = {
-    "": {"pickle", "tensorflow", "torch", "gac_jax.train", "gac_jax.sample", "gac_jax.probe"},
+    "": {"pickle", "tensorflow", "torch", *COMMANDS},
     "bitstream.py": {"gac_jax.models", "gac_jax.signal", "gac_jax.codec"},
     "flow.py": {"flax", "gac_jax.models"},
     "codec.py": {"gac_jax.data", "gac_jax.training"},
@@ -64,8 +68,7 @@ IMPORTED_WITHOUT_JAX = (
     "gac_jax.signal.audio_io",
     "gac_jax.signal.loudness",
 )
-ENTRY_POINTS = ("gac_jax.train", "gac_jax.sample", "gac_jax.probe")
-MAY_HAVE_FLAGS = {f"gac_jax/{name}.py" for name in ("cli", "train", "sample", "probe")}
+MAY_HAVE_FLAGS = {f"{name.replace('.', '/')}.py" for name in ("gac_jax.cli", *COMMANDS)}
 
 
 def name_of(path: Path) -> str:
@@ -180,7 +183,7 @@ def test_configs_load(path: Path) -> None:
     json.dumps(config.to_dict())  # checkpoints and model folders keep it as JSON
 
 
-@pytest.mark.parametrize("module", ENTRY_POINTS)
+@pytest.mark.parametrize("module", COMMANDS)
 def test_entry_points_explain_themselves(module: str) -> None:
     result = run("-m", module, "--help")
     assert "Traceback" not in result.stderr

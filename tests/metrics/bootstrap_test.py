@@ -20,6 +20,15 @@ def test_two_clips_by_hand() -> None:
     assert interval(np.array([3.0, 3.0, 3.0])) == (3.0, 3.0)
 
 
+def test_clips_keep_their_weights() -> None:
+    values, weights = np.array([0.0, 10.0]), np.array([3.0, 1.0])
+    assert interval(values, weights=weights) == (0.0, 10.0)
+    many, alike = np.tile(values, 200), np.ones(400)
+    low, high = interval(many, weights=np.tile(weights, 200))
+    assert low < 2.5 < high < 4.0  # the weighted mean, not 5
+    assert interval(many, weights=alike) == pytest.approx(interval(many))
+
+
 def test_it_is_the_same_at_every_call(rng: np.random.Generator) -> None:
     values = rng.normal(size=9)
     assert interval(values) == interval(values) != interval(values, seed=1)

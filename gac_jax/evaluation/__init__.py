@@ -1,0 +1,1 @@
+"""Running codecs on clips, measuring them, and telling what came out."""
