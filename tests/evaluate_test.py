@@ -5,7 +5,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,9 +15,11 @@ import soundfile
 from absl import flags
 from absl.testing import flagsaver
 
-from gac_jax import cli, evaluate
+from gac_jax import cli
 from gac_jax.evaluation.folder import read_rows
+from tests.commands import flags_of, load
 
+evaluate, FLAGS = load("gac_jax.evaluate")
 ROOT = Path(__file__).resolve().parents[1]
 # Copies a file; the call whose number stands in the file "fatal" kills the command instead.
 COPY = """
@@ -46,28 +48,29 @@ def run(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-) -> Evaluate:
+) -> Iterator[Evaluate]:
     """Runs the command in this process, in tmp_path, with the tiny model and signal metrics."""
-    own = flags.FlagValues()  # flags of other commands, the required ones too, are not its own
-    for flag in flags.FLAGS.get_flags_for_module(evaluate.__name__):
-        own[flag.name] = flag
-    flags.FLAGS.mark_as_parsed()
-    monkeypatch.setattr(flags, "FLAGS", own)
-    monkeypatch.chdir(tmp_path)
+    with flags_of(FLAGS):
+        own = flags.FlagValues()  # flags of other commands, the required ones too, are not its own
+        for flag in flags.FLAGS.get_flags_for_module(evaluate.__name__):
+            own[flag.name] = flag
+        flags.FLAGS.mark_as_parsed()
+        monkeypatch.setattr(flags, "FLAGS", own)
+        monkeypatch.chdir(tmp_path)
 
-    def call(*arguments: str) -> Result:
-        code: object = 0
-        saved = flagsaver.save_flag_values(own)
-        try:
-            cli._parse(["evaluate", f"--model={tiny_model}", "--metrics=signal", *arguments])
-            cli._guard(evaluate.main)
-        except SystemExit as exit_:
-            code = exit_.code
-        finally:
-            flagsaver.restore_flag_values(saved, own)
-        return Result(code, *capsys.readouterr())
+        def call(*arguments: str) -> Result:
+            code: object = 0
+            saved = flagsaver.save_flag_values(own)
+            try:
+                cli._parse(["evaluate", f"--model={tiny_model}", "--metrics=signal", *arguments])
+                cli._guard(evaluate.main)
+            except SystemExit as exit_:
+                code = exit_.code
+            finally:
+                flagsaver.restore_flag_values(saved, own)
+            return Result(code, *capsys.readouterr())
 
-    return call
+        yield call
 
 
 @pytest.fixture

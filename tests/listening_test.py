@@ -1,7 +1,7 @@
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,8 +12,10 @@ import yaml
 from absl import flags
 from absl.testing import flagsaver
 
-from gac_jax import cli, listening
+from gac_jax import cli
+from tests.commands import flags_of, load
 
+listening, FLAGS = load("gac_jax.listening")
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -27,28 +29,31 @@ Run = Callable[..., Result]
 
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+def run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Run]:
     """Runs the command in this process, in tmp_path."""
-    own = flags.FlagValues()  # flags of other commands, the required ones too, are not its own
-    for flag in flags.FLAGS.get_flags_for_module(listening.__name__):
-        own[flag.name] = flag
-    flags.FLAGS.mark_as_parsed()
-    monkeypatch.setattr(flags, "FLAGS", own)
-    monkeypatch.chdir(tmp_path)
+    with flags_of(FLAGS):
+        own = flags.FlagValues()  # flags of other commands, the required ones too, are not its own
+        for flag in flags.FLAGS.get_flags_for_module(listening.__name__):
+            own[flag.name] = flag
+        flags.FLAGS.mark_as_parsed()
+        monkeypatch.setattr(flags, "FLAGS", own)
+        monkeypatch.chdir(tmp_path)
 
-    def call(*arguments: str) -> Result:
-        code: object = 0
-        saved = flagsaver.save_flag_values(own)
-        try:
-            cli._parse(listening.as_flags(["listening", *arguments]))
-            cli._guard(listening.main)
-        except SystemExit as exit_:
-            code = exit_.code
-        finally:
-            flagsaver.restore_flag_values(saved, own)
-        return Result(code, *capsys.readouterr())
+        def call(*arguments: str) -> Result:
+            code: object = 0
+            saved = flagsaver.save_flag_values(own)
+            try:
+                cli._parse(listening.as_flags(["listening", *arguments]))
+                cli._guard(listening.main)
+            except SystemExit as exit_:
+                code = exit_.code
+            finally:
+                flagsaver.restore_flag_values(saved, own)
+            return Result(code, *capsys.readouterr())
 
-    return call
+        yield call
 
 
 @pytest.fixture

@@ -43,11 +43,10 @@ def quality(suite: Suite, lines: Sequence[Line]) -> tuple[dict[str, float], list
     for metric, (columns, _) in suite.columns.items():
         for column in columns:
             values = np.array([line.value(column).mean for line in lines])
-            if column.higher_is_better is None or not len(values) or np.isnan(values).any():
-                continue
-            low, high = values.min(), values.max()
-            if low < high:
-                share = (values - low) / (high - low)
+            spread = np.ptp(values) if len(values) else 0.0
+            # NaN, where a system has no number, is not above 0 either.
+            if column.higher_is_better is not None and spread > 0:
+                share = (values - values.min()) / spread
                 scores[metric].append(share if column.higher_is_better else 1 - share)
                 used.append(column.title)
     if not scores:

@@ -8,6 +8,9 @@ from gac_jax.bitstream import Tokens
 from gac_jax.evaluation.exchange import sections
 from gac_jax.evaluation.folder import Folder
 from gac_jax.evaluation.summary import Contestant, Estimate, Line
+from gac_jax.metrics.capacity import predicted_bits
+
+CLIPS = ("speech-0", "speech-1")
 
 
 def sent(folder: Folder, clip: str, codes: np.ndarray) -> dict:
@@ -25,7 +28,7 @@ def ours(tmp_path: Path) -> tuple[Contestant, Line]:
     folder.agree(systems={"gac@0.275": settings})
     rng = np.random.default_rng(0)
     alike, varied = np.zeros((2, 40), np.int32), rng.integers(256, size=(2, 40), dtype=np.int32)
-    rows = [sent(folder, "speech-0", alike), sent(folder, "speech-1", varied)]
+    rows = [sent(folder, *pair) for pair in zip(CLIPS, (alike, varied), strict=True)]
     system = Contestant("run/gac@0.275", "gac@0.275", folder, rows, {})
     values = {"log_mel_db": Estimate(4.5)}
     line = Line("speech", system.title, 2, 0, 0.3, 1.0, 1.0, {"decoder": 11_000_000}, values)
@@ -38,9 +41,13 @@ def test_our_systems_are_accounted_for_by_domain(ours: tuple[Contestant, Line]) 
     ((heading, text),) = sections([system], [other, line]).items()
     assert "speech" in heading and "log_mel_db" in heading
     row = next(row for row in text.splitlines() if "run/gac@0.275" in row)
-    name, files, predicted, size, hours, distance = map(str.strip, row.strip("|").split("|"))
-    assert (name, files, size, hours, distance) == (system.title, "300.0", "11.00", "2.0", "4.500")
-    assert 10 < float(predicted) < 270  # half of the codes cost next to nothing
+    name, rate, predicted, size, hours, distance = map(str.strip, row.strip("|").split("|"))
+    assert (name, rate, size, hours, distance) == (system.title, "300.0", "11.00", "2.0", "4.500")
+    codes = [
+        Tokens.from_bytes(system.folder.bits(c, "gac@0.275").read_bytes()).codes for c in CLIPS
+    ]
+    bits = predicted_bits((), codes, [16_384, 256]).sum()
+    assert predicted == f"{12.5 * bits:.1f}" and 12.5 * bits < 270
     assert "opus" not in text and "1 points, and at least 5 are needed" in text
 
 

@@ -147,7 +147,6 @@ def test_the_real_library_agrees(tmp_path: Path, rng: np.random.Generator) -> No
     data = system.encode(wave)
     codes = unpack(data, 2, 4)
     assert codes.shape == (2, 200) and 8e-3 * len(data) / 0.2 == 8.0
-    tensor = system._tensor(codes[None]).long()
-    again = system._model.decode(audio_codes=tensor).audio_values.numpy()
-    assert np.array_equal(system.decode(data, 6_400)[::2].shape, again.reshape(-1)[:3_200].shape)
-    assert np.isfinite(system.decode(data, 6_400)).all()
+    decoded = system.decode(data, 6_400)
+    assert decoded.shape == wave.shape and np.isfinite(decoded).all() and decoded.any()
+    assert np.array_equal(unpack(system.encode(wave), 2, 4), codes)

@@ -56,6 +56,15 @@ def test_a_line_by_hand() -> None:
     assert math.isnan(line.value(Column("y", "Y", None)).mean)
 
 
+def test_clips_keep_their_weights_in_the_interval() -> None:
+    values, words = np.arange(12.0), 1 + np.arange(12) % 5
+    pairs = zip(values, words, strict=True)
+    rows = [row("speech-0", 1.0, 1, x_corpus=value, words=count) for value, count in pairs]
+    (line,) = summarise([contestant(*rows)], [WEIGHTED])
+    estimate = line.value(WEIGHTED)
+    assert (estimate.low, estimate.high) == interval(values, weights=words) != interval(values)
+
+
 def test_numbers_of_sets_have_no_interval() -> None:
     (line,) = summarise([contestant(row("music-0", 1.0, 1), music={"fd": 2.5})], [])
     assert line.values["fd"].mean == 2.5 and math.isnan(line.values["fd"].low)
