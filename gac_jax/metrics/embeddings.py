@@ -6,9 +6,9 @@ Two networks, each with columns of its own, for their numbers cannot be compared
   sound and music. 768 dimensions and 527 classes of the first 10 s at 32 kHz, zeros after the
   clip's end, as av-benchmark takes them.
 - The encoder of Whisper tiny that the bundled model starts from: the substitute that is always
-  there, for Fréchet distances only. It has no classes, and soft clusters of the reference clips in
-  their place would make KL and IS depend on the clips, on the number of clusters and on how soft
-  they are, so those two stay blank.
+  there. It has no classes, so that KL and IS take soft clusters of the original clips in their
+  place. They depend on the clips and on the number of clusters: compare them between systems on
+  the same clips, and with nothing else.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from typing import Any, Self
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy.cluster.vq import kmeans
+from scipy.spatial.distance import cdist
 
 from gac_jax import codec, model_folder
 from gac_jax.errors import UserError
@@ -45,6 +47,7 @@ PASST_PUBLISHED = (
     "passt-s-f128-p16-s10-ap.476-swa.pt of release v0.0.1-audioset of kkoutini/PaSST on GitHub, "
     "in --passt"
 )
+CLUSTERS = 5  # that stand for classes where there are none
 WHISPER_WINDOW = 327_680  # samples, 10.24 s; longer clips are described in pieces
 
 Descriptions = Sequence[Mapping[str, np.ndarray]]
@@ -112,6 +115,8 @@ class WhisperFeatures:
     columns = (
         Column("fd_whisper", "FD (Whisper features)", False),
         Column("fd_inf_whisper", "FD∞ (Whisper features)", False),
+        Column("kl_whisper", "KL (Whisper clusters)", False),
+        Column("is_whisper", "IS (Whisper clusters)", True),
     )
     domains = AUDIO
 
@@ -143,11 +148,19 @@ class WhisperFeatures:
         return {"embedding": np.concatenate([features.mean(axis=0), features.std(axis=0)])}
 
     def compare(self, references: Descriptions, decoded: Descriptions) -> dict[str, float]:
-        """Both distances; NaN where there are too few clips."""
+        """All four numbers; NaN where there are too few clips."""
         embeddings = _stacked(references, "embedding"), _stacked(decoded, "embedding")
-        return {
+        numbers = {
             "fd_whisper": frechet(*embeddings),
             "fd_inf_whisper": frechet_infinity(*embeddings),
+        }
+        if len(references) < 2 * CLUSTERS:
+            return {**numbers, "kl_whisper": math.nan, "is_whisper": math.nan}
+        logits = cluster_logits(*embeddings)
+        return {
+            **numbers,
+            "kl_whisper": kl_divergence(*logits),
+            "is_whisper": inception_score(logits[1]),
         }
 
     def _describe_piece(self, wave: np.ndarray) -> np.ndarray:
@@ -160,6 +173,26 @@ class WhisperFeatures:
         mel = whisper_log_mel(decimate2(wave[None]), self._num_mels)
         valid = jnp.arange(mel.shape[2] // 2)[None] < frames
         return self._tower.apply({"params": params}, mel, valid)[0]
+
+
+def cluster_logits(reference: np.ndarray, decoded: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Classes for sets that have none: clusters of the original clips, by k-means.
+
+    The logit of a cluster is minus the squared distance to its centre, in units of the originals'
+    mean squared distance to their nearest one: a mixture of equal Gaussians, but for their number
+    of dimensions, which would make every clip sure of its cluster.
+
+    Args:
+      reference: (n, D) embeddings, n at least `CLUSTERS`; the first begin the clusters.
+      decoded: (m, D).
+
+    Returns:
+      Logits (n, C) and (m, C), C at most `CLUSTERS`.
+    """
+    centres, _ = kmeans(reference, reference[:CLUSTERS])
+    squared = [cdist(x, centres, "sqeuclidean") for x in (reference, decoded)]
+    scale = max(np.mean(np.min(squared[0], axis=1)), np.finfo(float).tiny)  # of equal clips, 0
+    return -squared[0] / scale, -squared[1] / scale
 
 
 def _stacked(descriptions: Descriptions, name: str) -> np.ndarray:

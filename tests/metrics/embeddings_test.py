@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 
 from gac_jax.errors import UserError
-from gac_jax.metrics.embeddings import WHISPER_WINDOW, Passt, WhisperFeatures
+from gac_jax.metrics.embeddings import (
+    CLUSTERS,
+    WHISPER_WINDOW,
+    Passt,
+    WhisperFeatures,
+    cluster_logits,
+)
 from gac_jax.metrics.metric import Unavailable
 from gac_jax.signal.audio_io import read_audio
 
@@ -112,4 +118,29 @@ def test_the_bundled_model_hears_noise_as_far_away(rng: np.random.Generator) -> 
     assert same == pytest.approx(0.0, abs=1e-6)
     assert 0 < 5 * near < far
     assert set(distances[0]) == {column.name for column in features.columns}
-    assert all(math.isnan(found["fd_inf_whisper"]) for found in distances)
+    few = ("fd_inf_whisper", "kl_whisper", "is_whisper")
+    assert all(math.isnan(found[name]) for found in distances for name in few)
+
+
+def test_clusters_of_the_originals_stand_for_classes() -> None:
+    """Pairs of points 2 apart, whose middles are 10 apart: each is 1 from its own middle."""
+    middles = 10.0 * np.arange(CLUSTERS)
+    points = np.sort(np.concatenate([middles - 1, middles + 1]))[:, None]
+    points = points[np.argsort(np.arange(2 * CLUSTERS) % 2, kind="stable")]  # one of each first
+    logits, other = cluster_logits(points, np.array([[0.0], [3.0]]))
+    assert logits.shape == (2 * CLUSTERS, CLUSTERS)
+    np.testing.assert_allclose(np.sort(other[0]), np.sort(-np.square(middles)))
+    np.testing.assert_allclose(np.sort(other[1]), np.sort(-np.square(middles - 3.0)))
+
+
+def test_divergence_and_score_by_clusters(
+    features: WhisperFeatures, rng: np.random.Generator
+) -> None:
+    clips = [{"embedding": x} for x in 3.0 * rng.standard_normal((20, 32))]
+    near = [{"embedding": c["embedding"] + 0.1 * rng.standard_normal(32)} for c in clips]
+    same, slightly, shuffled = (features.compare(clips, x) for x in (clips, near, clips[::-1]))
+    assert same["kl_whisper"] == 0.0
+    assert 0.0 < 10 * slightly["kl_whisper"] < shuffled["kl_whisper"]
+    assert 1.0 < same["is_whisper"] <= CLUSTERS
+    alike = features.compare(clips, [clips[0]] * 20)
+    assert alike["is_whisper"] == pytest.approx(1.0)
