@@ -58,7 +58,11 @@ def main(_: list[str]) -> None:
     """Makes the corpus."""
     output = Path(_OUTPUT.value)
     output.mkdir(parents=True, exist_ok=True)
-    clips = list(open_source(_MANIFEST.value).clips)
+    # A recording without a speaker is one of its own: all its pieces are held out, or none.
+    clips = [
+        dataclasses.replace(clip, speaker=clip.speaker or clip.path)
+        for clip in open_source(_MANIFEST.value).clips
+    ]
     with (output / "manifest.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, CLIP_FIELDS)
         writer.writeheader()

@@ -5,19 +5,15 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pytest
 import soundfile
-from absl import flags
-from absl.testing import flagsaver
 
-from gac_jax import cli
 from gac_jax.evaluation.folder import read_rows
-from tests.commands import flags_of, load
+from tests.commands import Run, load, runner
 
 evaluate, FLAGS = load("gac_jax.evaluate")
 ROOT = Path(__file__).resolve().parents[1]
@@ -33,43 +29,22 @@ shutil.copy(source, target)
 """
 
 
-class Result(NamedTuple):
-    code: object
-    out: str
-    err: str
-
-
-Evaluate = Callable[..., Result]
-
-
 @pytest.fixture
 def run(
     tiny_model: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-) -> Iterator[Evaluate]:
+) -> Iterator[Run]:
     """Runs the command in this process, in tmp_path, with the tiny model and signal metrics."""
-    with flags_of(FLAGS):
-        own = flags.FlagValues()  # flags of other commands, the required ones too, are not its own
-        for flag in flags.FLAGS.get_flags_for_module(evaluate.__name__):
-            own[flag.name] = flag
-        flags.FLAGS.mark_as_parsed()
-        monkeypatch.setattr(flags, "FLAGS", own)
-        monkeypatch.chdir(tmp_path)
-
-        def call(*arguments: str) -> Result:
-            code: object = 0
-            saved = flagsaver.save_flag_values(own)
-            try:
-                cli._parse(["evaluate", f"--model={tiny_model}", "--metrics=signal", *arguments])
-                cli._guard(evaluate.main)
-            except SystemExit as exit_:
-                code = exit_.code
-            finally:
-                flagsaver.restore_flag_values(saved, own)
-            return Result(code, *capsys.readouterr())
-
+    monkeypatch.chdir(tmp_path)
+    command = evaluate, FLAGS
+    with runner(
+        command,
+        monkeypatch,
+        capsys,
+        lambda *a: ["evaluate", f"--model={tiny_model}", "--metrics=signal", *a],
+    ) as call:
         yield call
 
 
@@ -98,7 +73,7 @@ def clips(tmp_path: Path, rng: np.random.Generator) -> Path:
     ],
 )
 def test_a_mistake_is_told_in_one_line_before_anything_runs(
-    run: Evaluate, arguments: list[str], told: str, monkeypatch: pytest.MonkeyPatch
+    run: Run, arguments: list[str], told: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Path("in", "report.html").mkdir(parents=True)
     monkeypatch.setenv("PATH", "")
@@ -109,7 +84,7 @@ def test_a_mistake_is_told_in_one_line_before_anything_runs(
     assert not Path("o").exists()
 
 
-def test_models_and_runs_compare(run: Evaluate, clips: Path, tiny_model: Path) -> None:
+def test_models_and_runs_compare(run: Run, clips: Path, tiny_model: Path) -> None:
     common = ("--input=in", "--clips=1", "--shown=0", "--steps=1", "--seed=4")
     assert run(*common, "--systems=noise", "--output=one").code == 0
     systems = f"--systems=gac@0.175,gac:{tiny_model}@0.975"
@@ -126,7 +101,7 @@ def test_models_and_runs_compare(run: Evaluate, clips: Path, tiny_model: Path) -
     assert run(*common, systems, "--with=three", "--output=two").err == told
 
 
-def test_killed_and_started_again_it_goes_on(run: Evaluate, clips: Path, tmp_path: Path) -> None:
+def test_killed_and_started_again_it_goes_on(run: Run, clips: Path, tmp_path: Path) -> None:
     for name, text in (("courier.py", COPY), ("fatal", "5")):
         (tmp_path / name).write_text(text)
     (tmp_path / "calls").mkdir()

@@ -1,31 +1,18 @@
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pytest
 import soundfile
 import yaml
-from absl import flags
-from absl.testing import flagsaver
 
-from gac_jax import cli
-from tests.commands import flags_of, load
+from tests.commands import Run, load, runner
 
 listening, FLAGS = load("gac_jax.listening")
 ROOT = Path(__file__).resolve().parents[1]
-
-
-class Result(NamedTuple):
-    code: object
-    out: str
-    err: str
-
-
-Run = Callable[..., Result]
 
 
 @pytest.fixture
@@ -33,26 +20,11 @@ def run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Iterator[Run]:
     """Runs the command in this process, in tmp_path."""
-    with flags_of(FLAGS):
-        own = flags.FlagValues()  # flags of other commands, the required ones too, are not its own
-        for flag in flags.FLAGS.get_flags_for_module(listening.__name__):
-            own[flag.name] = flag
-        flags.FLAGS.mark_as_parsed()
-        monkeypatch.setattr(flags, "FLAGS", own)
-        monkeypatch.chdir(tmp_path)
-
-        def call(*arguments: str) -> Result:
-            code: object = 0
-            saved = flagsaver.save_flag_values(own)
-            try:
-                cli._parse(listening.as_flags(["listening", *arguments]))
-                cli._guard(listening.main)
-            except SystemExit as exit_:
-                code = exit_.code
-            finally:
-                flagsaver.restore_flag_values(saved, own)
-            return Result(code, *capsys.readouterr())
-
+    monkeypatch.chdir(tmp_path)
+    command = listening, FLAGS
+    with runner(
+        command, monkeypatch, capsys, lambda *a: listening.as_flags(["listening", *a])
+    ) as call:
         yield call
 
 

@@ -3,30 +3,22 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pytest
 import soundfile
-from absl import flags
-from absl.testing import flagsaver
 
 import gac_jax
-from gac_jax import cli, codec, sample
+from gac_jax import codec
 from gac_jax.bitstream import Tokens
+from tests.commands import Result, Run, load, runner
 
+sample, FLAGS = load("gac_jax.sample")
 ROOT = Path(__file__).resolve().parents[1]
 
 
-class Result(NamedTuple):
-    code: object
-    out: str
-    err: str
-
-
-Sample = Callable[..., Result]
 LOAD_ONCE = functools.cache(codec.load)  # spares the tests tracing the same programs again
 
 
@@ -36,29 +28,15 @@ def run(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-) -> Sample:
+) -> Iterator[Run]:
     """Runs the command in this process, in tmp_path, with the tiny model unless told otherwise."""
-    own = flags.FlagValues()  # flags of other commands, the required ones too, are not its own
-    for flag in flags.FLAGS.get_flags_for_module(sample.__name__):
-        own[flag.name] = flag
-    flags.FLAGS.mark_as_parsed()
-    monkeypatch.setattr(flags, "FLAGS", own)
-    monkeypatch.setattr(codec, "load", LOAD_ONCE)
     monkeypatch.chdir(tmp_path)
-
-    def call(*arguments: str) -> Result:
-        code: object = 0
-        saved = flagsaver.save_flag_values(own)
-        try:
-            cli._parse(["sample", f"--model={tiny_model}", *arguments])
-            cli._guard(sample.main)
-        except SystemExit as exit_:
-            code = exit_.code
-        finally:
-            flagsaver.restore_flag_values(saved, own)
-        return Result(code, *capsys.readouterr())
-
-    return call
+    monkeypatch.setattr(codec, "load", LOAD_ONCE)
+    command = sample, FLAGS
+    with runner(
+        command, monkeypatch, capsys, lambda *a: ["sample", f"--model={tiny_model}", *a]
+    ) as call:
+        yield call
 
 
 @pytest.fixture
@@ -83,7 +61,7 @@ def assert_refused(result: Result, told: str) -> None:
     assert told in result.err
 
 
-def test_roundtrip_of_a_tree(run: Sample, clips: Path, tmp_path: Path) -> None:
+def test_roundtrip_of_a_tree(run: Run, clips: Path, tmp_path: Path) -> None:
     result = run("--input=in")
     assert (result.code, result.err) == (0, "")
     assert tree(tmp_path / "gac_out") == {
@@ -98,7 +76,7 @@ def test_roundtrip_of_a_tree(run: Sample, clips: Path, tmp_path: Path) -> None:
     assert Tokens.from_bytes((tmp_path / "gac_out" / "talk.gac").read_bytes()).kbps == 0.275
 
 
-def test_encoding_then_decoding_is_the_roundtrip(run: Sample, clips: Path, tmp_path: Path) -> None:
+def test_encoding_then_decoding_is_the_roundtrip(run: Run, clips: Path, tmp_path: Path) -> None:
     options = ("--seed=3", "--steps=3", "--solver=heun", "--guidance=1.5")
     assert run("--input=in/talk.wav", "--output=both", "--kbps=0.475", *options).code == 0
     encode = run("--mode=encode", "--input=in/*.wav", "--output=code", "--kbps=0.475")
@@ -113,9 +91,7 @@ def test_encoding_then_decoding_is_the_roundtrip(run: Sample, clips: Path, tmp_p
 
 
 @pytest.mark.parametrize("option", ["--seed=1", "--steps=4", "--solver=heun", "--guidance=3"])
-def test_every_sampling_flag_is_heard(
-    run: Sample, clips: Path, tmp_path: Path, option: str
-) -> None:
+def test_every_sampling_flag_is_heard(run: Run, clips: Path, tmp_path: Path, option: str) -> None:
     run("--mode=encode", "--input=in/talk.wav", "--output=code")
     for output, options in (("plain", ()), ("changed", (option,))):
         assert run("--mode=decode", "--input=code", f"--output={output}", *options).code == 0
@@ -123,7 +99,7 @@ def test_every_sampling_flag_is_heard(
     assert waves[0] != waves[1]
 
 
-def test_json_has_the_figures_of_the_table(run: Sample, clips: Path, tmp_path: Path) -> None:
+def test_json_has_the_figures_of_the_table(run: Run, clips: Path, tmp_path: Path) -> None:
     result = run("--mode=encode", "--input=in", "--json=figures/run.json")
     record = json.loads((tmp_path / "figures" / "run.json").read_text())
     for row, line in zip(
@@ -136,7 +112,7 @@ def test_json_has_the_figures_of_the_table(run: Sample, clips: Path, tmp_path: P
 
 
 def test_existing_results_are_replaced_only_on_demand(
-    run: Sample, clips: Path, tmp_path: Path
+    run: Run, clips: Path, tmp_path: Path
 ) -> None:
     encode = ("--mode=encode", "--input=in")
     assert run(*encode, "--json=a.json").code == 0
@@ -162,14 +138,14 @@ def broken_wave(path: Path, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["nan", "empty", "truncated", "text"])
 @pytest.mark.parametrize("mode", ["roundtrip", "encode"])
-def test_bad_audio_is_refused(run: Sample, tmp_path: Path, kind: str, mode: str) -> None:
+def test_bad_audio_is_refused(run: Run, tmp_path: Path, kind: str, mode: str) -> None:
     broken_wave(tmp_path / "bad.wav", kind)
     assert_refused(run(f"--mode={mode}", "--input=bad.wav"), "bad.wav")
     assert tree(tmp_path) == {"bad.wav"}
 
 
 @pytest.mark.parametrize("kind", ["cut", "flipped", "longer", "text", "empty", "stranger"])
-def test_bad_gac_files_are_refused(run: Sample, clips: Path, tmp_path: Path, kind: str) -> None:
+def test_bad_gac_files_are_refused(run: Run, clips: Path, tmp_path: Path, kind: str) -> None:
     run("--mode=encode", "--input=in/talk.wav", "--output=.")
     good = (tmp_path / "talk.gac").read_bytes()
     tokens = Tokens.from_bytes(good)
@@ -208,7 +184,7 @@ def test_bad_gac_files_are_refused(run: Sample, clips: Path, tmp_path: Path, kin
     ],
 )
 def test_mistakes_are_refused_before_work_starts(
-    run: Sample, clips: Path, tmp_path: Path, arguments: list[str], told: str
+    run: Run, clips: Path, tmp_path: Path, arguments: list[str], told: str
 ) -> None:
     (tmp_path / "empty").mkdir()
     before = tree(tmp_path)
@@ -217,7 +193,7 @@ def test_mistakes_are_refused_before_work_starts(
 
 
 def test_the_good_files_are_done_and_each_bad_one_is_told(
-    run: Sample, clips: Path, tmp_path: Path
+    run: Run, clips: Path, tmp_path: Path
 ) -> None:
     broken_wave(clips / "a.wav", "text")
     broken_wave(clips / "songs" / "b.wav", "nan")
@@ -234,7 +210,7 @@ def test_the_good_files_are_done_and_each_bad_one_is_told(
     assert list(failed) == ["in/a.wav", "in/songs/b.wav"]
 
 
-def test_names_are_taken_as_they_are(run: Sample, clips: Path, tmp_path: Path) -> None:
+def test_names_are_taken_as_they_are(run: Run, clips: Path, tmp_path: Path) -> None:
     name = "élan $x^2$ 100% [1.5] 音"
     os.rename(clips / "talk.wav", clips / f"{name}.wav")
     assert run(f"--input=in/{name}.wav").code == 0
@@ -242,7 +218,7 @@ def test_names_are_taken_as_they_are(run: Sample, clips: Path, tmp_path: Path) -
 
 
 def test_the_bundled_clips_are_the_default() -> None:
-    default = flags.FLAGS["input"].default
+    default = FLAGS["__flags"]["input"].default
     assert default == str(Path(gac_jax.__file__).parent / "examples")
 
 

@@ -3,8 +3,9 @@
     L = sum of weight[name] * term[name] over the terms
       text        -log P(Y|Z) of a frozen language model that reads the codes of a random rate,
                   in nats per token of the transcript or label Y (`gac_jax.stages.reading`)
-      alignment   -log P(Y|Z) by placing the words of Y among the frames, in nats per token: shows
-                  encoder and adapter where to begin, at a hundredth of the cost of text
+      alignment   -log P(Y|Z) by placing the words of Y among the frames, in nats per token, where
+                  only words of the batch are alternatives: shows encoder and adapter where to
+                  begin, at a hundredth of the cost of text
       mel         log-mel L1 of what the codes of a random rate can reconstruct
       feature     share of the encoder feature's variance that the semantic code leaves unexplained
       codes       codebook and commitment losses
