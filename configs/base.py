@@ -18,7 +18,10 @@ def get_config() -> ConfigDict:
     config.init_from = ""
 
     config.data = data = ConfigDict()
-    data.root = ""  # folder, manifest (.csv, .jsonl) or tfds:NAME:SPLIT; "" is the bundled clips
+    # Folder, manifest (.csv, .jsonl), tfds:NAME:SPLIT or array_record:GLOB, or several of these
+    # joined by commas; "" is the bundled clips.
+    data.root = ""
+    data.tokens = ""  # folder of gac_jax.tokenize, whose codes the stage generation reads; or ""
     data.domain_weights = dict(speech=0.4, sound=0.3, music=0.3, other=0.3)  # share of the crops
     data.validation_percent = 3.0  # of speakers (clips where the speaker is unknown) held out
     data.validation_batches = 8  # batches in one validation
@@ -42,7 +45,7 @@ def get_config() -> ConfigDict:
     encoder.acoustic_width = 256  # channels of the acoustic tower
     encoder.acoustic_depth = 4  # ConvNeXt blocks
     encoder.acoustic_mels = 128  # mel bands up to 16 kHz
-    encoder.acoustic_features = 256  # channels that the residual codebooks describe
+    encoder.acoustic_features = 64  # cepstral coefficients that the residual codebooks describe
     encoder.remat = False  # recompute activations in the backward pass
     encoder.dtype = "float32"  # of matmuls; "bfloat16" on accelerators
     config.whisper = ""  # folder with pretrained Whisper weights (Hugging Face layout); "" is none
@@ -52,9 +55,9 @@ def get_config() -> ConfigDict:
     config.quantizer = quantizer = ConfigDict()  # see gac_jax.models.quantizer.QuantizerConfig
     quantizer.width = 256  # channels of a code embedding
     quantizer.semantic_dim = 64  # channels in which semantic codes are compared
-    quantizer.residual_dim = 32  # channels that residual codes approximate
+    quantizer.residual_dim = 64  # channels that residual codes approximate, those of the feature
     quantizer.temperature = 0.25  # softness of assignments in L_info, standard deviations
-    quantizer.commitment = 0.25  # pull of features towards codes
+    quantizer.commitment = 0.25  # pull of semantic features towards codes
 
     config.decoder = decoder = ConfigDict()  # see gac_jax.models.flow_decoder.DecoderConfig
     decoder.width = 384  # channels, a multiple of 64
@@ -108,8 +111,10 @@ def _generation() -> ConfigDict:
     stage.objective.drop_codes = 0.1  # share of crops without condition, for guidance
     stage.objective.time_mean = -0.4  # of logit t; below 0 leans to the noise end
     stage.objective.time_std = 1.0  # of logit t
-    stage.objective.companding = 0.4  # exponent e of sign(c)|c|^e
+    stage.objective.companding = 0.5  # exponent e of sign(c)|c|^e
     stage.objective.auditory_weight = 0.5  # 0: all bins alike; 1: by auditory filters per hertz
+    stage.objective.envelope_weight = 1.0  # 0: loud and soft alike; 2: by power
+    stage.objective.lose_frames = 0.1  # share of crops that lose a fifth of their code frames
     stage.objective.scale_steps = 200  # steps that measure the per-bin deviation
     return stage
 
@@ -126,6 +131,7 @@ def _stage() -> ConfigDict:
     stage.keep = 2  # checkpoints
     stage.max_skipped = 10  # non-finite updates in a row before the run stops
     stage.optimizer = optimizer = ConfigDict()  # see gac_jax.training.optimizer.OptimizerConfig
+    optimizer.name = "adamw"  # or "muon", for the matrices of layers
     optimizer.learning_rate = 3e-4  # peak
     optimizer.warmup_steps = 1_000
     optimizer.final_fraction = 0.1  # of the peak, at the last step

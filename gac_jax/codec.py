@@ -16,16 +16,17 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpy.typing as npt
 
 from gac_jax import flow, model_folder, rates
 from gac_jax.bitstream import Tokens
 from gac_jax.errors import UserError
 from gac_jax.models.encoder import EncoderConfig, Features
-from gac_jax.models.flow_decoder import DecoderConfig, FlowDecoder
+from gac_jax.models.flow_decoder import Condition, DecoderConfig, FlowDecoder
 from gac_jax.models.quantizer import Quantizer, QuantizerConfig
 from gac_jax.rates import FRAME_SAMPLES, MDCT_PER_FRAME, SAMPLE_RATE
 from gac_jax.signal.audio_io import AudioReader, to_mono_32k
-from gac_jax.signal.loudness import block_levels, gain_curve
+from gac_jax.signal.loudness import block_levels, gain_curve, normalise
 from gac_jax.signal.mdct import expand, imdct
 from gac_jax.stages.generation import init_decoder
 from gac_jax.windows import Window, cut, join, plan
@@ -43,13 +44,13 @@ class Sampling(NamedTuple):
     Attributes:
       steps: solver steps; Heun evaluates the network twice a step.
       solver: 'euler' or 'heun'.
-      guidance: classifier-free guidance weight, 1 for none.
+      guidance: weights of classifier-free guidance at each number of residual codebooks; 1 is none.
       seed: of the noise, 0 .. 2^32 - 1.
     """
 
     steps: int
     solver: str
-    guidance: float
+    guidance: tuple[float, ...]
     seed: int
 
 
@@ -171,12 +172,12 @@ class Codec:
                 strict=True,
             )
         )
-        parts: list[list[np.ndarray]] = [[] for _ in streams]
+        parts: list[list[tuple[int, np.ndarray]]] = [[] for _ in streams]
         for (window, index, _), codes in self._batched(jobs, lambda job: job[0], self._run_encode):
-            parts[index].append(codes[: 1 + num_residuals, window.kept])
+            parts[index].append((window.start, codes[: 1 + num_residuals, window.kept]))
         return [
-            Tokens(np.concatenate(codes, axis=1), samples, levels, self.fingerprint)
-            for codes, (levels, samples) in zip(parts, measured, strict=True)
+            Tokens(np.concatenate(_in_order(own), axis=1), samples, levels, self.fingerprint)
+            for own, (levels, samples) in zip(parts, measured, strict=True)
         ]
 
     def decode(
@@ -186,6 +187,7 @@ class Codec:
         steps: int | None = None,
         solver: str | None = None,
         guidance: float | None = None,
+        lost: npt.ArrayLike | None = None,
     ) -> np.ndarray:
         """Decodes tokens.
 
@@ -195,6 +197,7 @@ class Codec:
           steps: solver steps; None takes the model's default, as for solver and guidance.
           solver: 'euler' or 'heun'.
           guidance: classifier-free guidance weight, 1 for none.
+          lost: (N,) bool, code frames that did not arrive; they are filled in from the others.
 
         Returns:
           (num_samples,) float32 at 32 kHz.
@@ -202,7 +205,8 @@ class Codec:
         Raises:
           UserError: tokens of another model, or settings out of range.
         """
-        return np.concatenate(list(self.decode_blocks(tokens, seed, steps, solver, guidance)))
+        blocks = self.decode_blocks(tokens, seed, steps, solver, guidance, lost)
+        return np.concatenate(list(blocks))
 
     def decode_blocks(
         self,
@@ -211,11 +215,13 @@ class Codec:
         steps: int | None = None,
         solver: str | None = None,
         guidance: float | None = None,
+        lost: npt.ArrayLike | None = None,
     ) -> Iterator[np.ndarray]:
         """Decodes tokens piece by piece in constant memory; see `decode`."""
         self._check(tokens)
         sampling = self._sampling(seed, steps, solver, guidance)
-        jobs = ((window, tokens) for window in self.plan(tokens.num_frames))
+        codes = tokens.codes if lost is None else np.where(_mask(lost, tokens), -1, tokens.codes)
+        jobs = ((window, codes) for window in self.plan(tokens.num_frames))
         results = self._batched(jobs, lambda job: job[0], partial(self._run_decode, sampling))
         return _restored(join((job[0], wave) for job, wave in results), tokens)
 
@@ -232,18 +238,39 @@ class Codec:
             self._check(tokens)
         sampling = self._sampling(seed, steps, solver, guidance)
         jobs = (
-            (window, index, tokens)
+            (window, index, tokens.codes)
             for index, tokens in enumerate(batch)
             for window in self.plan(tokens.num_frames)
         )
         run = partial(self._run_decode, sampling)
-        pieces: list[list[tuple[Window, np.ndarray]]] = [[] for _ in batch]
+        pieces: list[list[tuple[int, tuple[Window, np.ndarray]]]] = [[] for _ in batch]
         for (window, index, _), wave in self._batched(jobs, lambda job: job[0], run):
-            pieces[index].append((window, wave))
+            pieces[index].append((window.start, (window, wave)))
         return [
-            np.concatenate(list(_restored(join(own), tokens)))
+            np.concatenate(list(_restored(join(_in_order(own)), tokens)))
             for own, tokens in zip(pieces, batch, strict=True)
         ]
+
+    def window_decoder(
+        self, steps: int | None = None, solver: str | None = None, guidance: float | None = None
+    ) -> Callable[..., jax.Array]:
+        """What `decode` compiles for its windows, with the settings of the solver fixed.
+
+        Returns:
+          A function of params, codes (B, K, N) int32, rate, frames and start, each (B,) int32, and
+          seed () uint32 that returns (B, N * 2560) float32; start counts MDCT frames.
+
+        Raises:
+          UserError: settings out of range, see `decode`.
+        """
+        sampling = self._sampling(0, steps, solver, guidance)
+        return partial(
+            self._decode,
+            times=flow.time_grid(sampling.steps),
+            guidance=jnp.array(sampling.guidance, jnp.float32),
+            solver=sampling.solver,
+            guided=set(sampling.guidance) != {1.0},
+        )
 
     def abstract_params(self) -> Any:
         """Shapes and types of all parameters, without computing any."""
@@ -276,18 +303,19 @@ class Codec:
         self, seed: int, steps: int | None, solver: str | None, guidance: float | None
     ) -> Sampling:
         default = self.config["sampling"]
+        weight = default["guidance"] if guidance is None else guidance  # one, or one for each rate
         sampling = Sampling(
             steps=default["steps"] if steps is None else steps,
             solver=default["solver"] if solver is None else solver,
-            guidance=default["guidance"] if guidance is None else guidance,
+            guidance=tuple(np.broadcast_to(weight, self.num_codebooks).tolist()),
             seed=seed,
         )
         if not 1 <= sampling.steps <= 1000:
             raise UserError(f"steps must be 1 .. 1000, not {sampling.steps}")
         if sampling.solver not in flow.SOLVERS:
             raise UserError(f"solver must be {' or '.join(flow.SOLVERS)}, not {sampling.solver!r}")
-        if not 0.0 <= sampling.guidance <= 20.0:
-            raise UserError(f"guidance must be 0 .. 20, not {sampling.guidance}")
+        if not all(0.0 <= weight <= 20.0 for weight in sampling.guidance):
+            raise UserError(f"guidance must be 0 .. 20, not {weight}")
         if not 0 <= seed < 2**32:
             raise UserError(f"seed must be 0 .. 2^32 - 1, not {seed}")
         return sampling
@@ -298,16 +326,21 @@ class Codec:
         window_of: Callable[[Job], Window],
         run: Callable[[list[Job], int], np.ndarray],
     ) -> Iterator[tuple[Job, np.ndarray]]:
-        """Runs jobs in order, in batches of one bucket; yields each job with its result."""
-        group: list[Job] = []
+        """Runs jobs in batches of one bucket; yields each job with its result.
+
+        Jobs of a bucket keep their order, and so do those of a single clip: only its last window
+        may be of another bucket.
+        """
+        waiting: dict[int, list[Job]] = {}
         for job in jobs:
             bucket = window_of(job).bucket
-            if group and (len(group) == self.batch_size or window_of(group[0]).bucket != bucket):
-                yield from zip(group, run(group, window_of(group[0]).bucket), strict=False)
-                group = []
+            group = waiting.setdefault(bucket, [])
             group.append(job)
-        if group:
-            yield from zip(group, run(group, window_of(group[0]).bucket), strict=False)
+            if len(group) == self.batch_size:
+                yield from zip(group, run(group, bucket), strict=False)
+                waiting[bucket] = []
+        for bucket, group in waiting.items():
+            yield from zip(group, run(group, bucket) if group else (), strict=False)
 
     def _run_encode(self, jobs: list[tuple[Window, int, np.ndarray]], bucket: int) -> np.ndarray:
         waves = np.zeros((self.batch_size, bucket * FRAME_SAMPLES), np.float32)
@@ -320,11 +353,9 @@ class Codec:
         codes = np.zeros((self.batch_size, self.num_codebooks, bucket), np.int32)
         rate, frames, start = np.zeros((3, self.batch_size), np.int32)
         for row, job in enumerate(jobs):
-            window, tokens = job[0], job[-1]
-            codes[row, : tokens.codes.shape[0], : window.frames] = tokens.codes[
-                :, window.start : window.end
-            ]
-            rate[row], frames[row] = tokens.num_residuals, window.frames
+            window, all_codes = job[0], job[-1]
+            codes[row, : len(all_codes), : window.frames] = all_codes[:, window.start : window.end]
+            rate[row], frames[row] = len(all_codes) - 1, window.frames
             start[row] = window.start * MDCT_PER_FRAME
         wave = self._decode_windows(
             self._params,
@@ -334,9 +365,9 @@ class Codec:
             start,
             np.uint32(sampling.seed),
             flow.time_grid(sampling.steps),
-            np.float32(sampling.guidance),
+            np.array(sampling.guidance, np.float32),
             solver=sampling.solver,
-            guided=sampling.guidance != 1.0,
+            guided=set(sampling.guidance) != {1.0},
         )
         return np.asarray(wave)
 
@@ -360,40 +391,57 @@ class Codec:
         solver: str,
         guided: bool,
     ) -> jax.Array:
-        """(B, K, bucket) codes to (B, bucket * 2560) samples: Eq. 11, then the inverse MDCT."""
+        """(B, K, bucket) codes to (B, bucket * 2560) samples: Eq. 11, then the inverse MDCT.
+
+        A frame whose semantic code is -1 was lost.
+        """
         decoder, variables = self._decoder, {"params": params["decoder"]}
+        lost = codes[:, 0] < 0
         embedding = self._quantizer.apply(
-            {"params": params["quantizer"]}, codes, rate, method="embed"
+            {"params": params["quantizer"]}, jnp.maximum(codes, 0), rate, method="embed"
         )
 
-        def condition(keep: bool) -> jax.Array:
+        def condition(keep: bool) -> Condition:
             kept = jnp.full(rate.shape, keep)
-            return decoder.apply(variables, embedding, rate, kept, frames, method="condition")
+            given = (embedding, rate, kept, lost, frames)
+            return decoder.apply(variables, *given, method="condition")
 
-        def velocity(signal: jax.Array, x: jax.Array, t: jax.Array) -> jax.Array:
+        def velocity(condition: Condition, x: jax.Array, t: jax.Array) -> jax.Array:
             times = jnp.broadcast_to(t, (x.shape[0],))
             lengths = jnp.tile(frames, x.shape[0] // frames.shape[0])
-            return flow.velocity(decoder.apply(variables, x, times, signal, lengths), x, times)
+            return flow.velocity(decoder.apply(variables, x, times, condition, lengths), x, times)
 
         with_codes = condition(True)
         velocity_fn: flow.VelocityFn = partial(velocity, with_codes)
         if guided:
-            signals = jnp.concatenate([with_codes, condition(False)])
-            doubled = partial(velocity, signals)
-            velocity_fn = flow.guided(velocity_fn, doubled, guidance, GUIDANCE_INTERVAL)
+            both = jax.tree.map(lambda *x: jnp.concatenate(x), with_codes, condition(False))
+            doubled = partial(velocity, both)
+            weight = guidance[rate][:, None, None]
+            velocity_fn = flow.guided(velocity_fn, doubled, weight, GUIDANCE_INTERVAL)
         length = codes.shape[2] * MDCT_PER_FRAME
         noise = flow.frame_noise(seed, start, length, decoder.config.bins)
-        scale = params["spectrum"]["scale"][None, None]
+        scale = params["spectrum"]["scale"][None, None] * jnp.exp(with_codes.log_envelope)
         spectrum = flow.solve(velocity_fn, noise, times, solver) * scale
         return imdct(expand(spectrum, self.config["companding"]), frames * MDCT_PER_FRAME)
+
+
+def _mask(lost: npt.ArrayLike, tokens: Tokens) -> np.ndarray:
+    mask = np.asarray(lost, bool)
+    if mask.shape != (tokens.num_frames,):
+        raise UserError(f"lost must tell of {tokens.num_frames} frames, not {mask.shape}")
+    return mask
+
+
+def _in_order(pieces: Iterable[tuple[int, Job]]) -> list[Job]:
+    """Sorts the windows of a clip, which were computed in the order in which batches filled."""
+    return [piece for _, piece in sorted(pieces, key=lambda pair: pair[0])]
 
 
 def _normalised(stream: Blocks, levels: np.ndarray) -> Iterator[np.ndarray]:
     """Divides blocks by the loudness curve; digital silence stays zero."""
     position = 0
     for block in stream:
-        gain = gain_curve(levels, position, block.size)
-        yield np.divide(block, gain, out=np.zeros_like(block), where=gain > 0)
+        yield normalise(block, levels, position)
         position += block.size
 
 

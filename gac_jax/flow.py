@@ -101,7 +101,7 @@ def guided(
       conditional: v(x, t) given the codes; used outside the interval, at half the cost.
       doubled: v of a batch twice as large, given the codes in its first half of rows and the null
         condition in its second.
-      weight: () guidance weight; 1 is no guidance.
+      weight: guidance weight, (B, 1, 1) or (); 1 is no guidance.
       interval: (first, last) t on which guidance acts.
     """
 

@@ -1,3 +1,4 @@
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -71,6 +72,20 @@ def test_codes_do_not_depend_on_neighbours_in_a_batch(codec: Codec, many: Codec)
         np.testing.assert_array_equal(a, codec.decode(b))
     for a, b in zip(many.decode_batch(alone), alone, strict=True):
         np.testing.assert_array_equal(a, many.decode(b))
+
+
+def test_batches_are_filled_across_clips(many: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four clips of two long windows and a short one each: three batches of four, not eight."""
+    encode, batches = many._encode_windows, []
+
+    def counted(params: object, waves: np.ndarray, frames: np.ndarray) -> np.ndarray:
+        batches.append(frames.tolist())
+        return encode(params, waves, frames)
+
+    monkeypatch.setattr(many, "_encode_windows", counted)
+    waves = [noise((WINDOW + 28 + 6) * FRAME_SAMPLES, seed) for seed in range(4)]
+    many.encode_batch(waves)
+    assert batches == [[WINDOW] * 4, [WINDOW] * 4, [10] * 4]
 
 
 def test_same_tokens_and_seed_give_the_same_audio(codec: Codec, tiny_model: Path) -> None:
@@ -206,3 +221,28 @@ def test_an_unknown_rate_or_model_is_refused(codec: Codec, tmp_path: Path) -> No
         gac_jax.load("nonsense")
     with pytest.raises(UserError, match=r"config\.json is missing"):
         gac_jax.load(tmp_path)
+
+
+def test_each_rate_has_its_own_guidance(codec: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = [1.0, 1.5, *6 * [1.0], 3.0]
+    monkeypatch.setitem(codec.config, "sampling", {**codec.config["sampling"], "guidance": weights})
+    tokens = codec.encode(noise(10_000))
+    for part in (tokens, tokens.with_residuals(1)):
+        weight = weights[part.num_residuals]
+        np.testing.assert_array_equal(codec.decode(part), codec.decode(part, guidance=weight))
+
+
+def test_lost_frames_are_filled_in_without_their_codes(codec: Codec) -> None:
+    tokens = codec.encode(noise(12 * FRAME_SAMPLES))
+    lost = np.zeros(12, bool)
+    lost[4:7] = True
+    codes = tokens.codes.copy()
+    codes[:, lost] = 0
+    other = dataclasses.replace(tokens, codes=codes)
+    wave = codec.decode(tokens, lost=lost)
+    np.testing.assert_array_equal(wave, codec.decode(other, lost=lost))
+    assert np.isfinite(wave).all() and (wave != codec.decode(tokens)).any()
+    np.testing.assert_array_equal(codec.decode(tokens, lost=~lost & lost), codec.decode(tokens))
+    assert np.isfinite(codec.decode(tokens, lost=lost | True)).all()
+    with pytest.raises(UserError, match="lost must tell of 12 frames"):
+        codec.decode(tokens, lost=lost[1:])

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gac_jax.models.encoder import EncoderConfig
-from gac_jax.models.flow_decoder import DecoderConfig
+from gac_jax.models.flow_decoder import DecoderConfig, FlowDecoder
 from gac_jax.models.language_model import LanguageModel, LanguageModelConfig
 from gac_jax.models.quantizer import QuantizerConfig
 from gac_jax.rates import FRAME_SAMPLES
@@ -27,9 +27,9 @@ ENCODER = EncoderConfig(
     acoustic_features=16,
 )
 QUANTIZER = QuantizerConfig(
-    width=16, semantic_size=64, semantic_dim=8, num_residual=8, residual_size=16, residual_dim=8
+    width=16, semantic_size=64, semantic_dim=8, num_residual=8, residual_size=16, residual_dim=16
 )
-DECODER = DecoderConfig(width=32, depth=2, head_dim=16, condition_blocks=1)
+DECODER = DecoderConfig(width=32, depth=2, head_dim=16)
 LANGUAGE_MODEL = LanguageModelConfig(
     vocab_size=48,
     width=16,
@@ -83,10 +83,31 @@ def generation(decoder: DecoderConfig = DECODER, **changes: Any) -> Generation:
         "time_std": 1.0,
         "companding": 0.4,
         "auditory_weight": 0.5,
+        "envelope_weight": 1.0,
+        "lose_frames": 0.0,
         "scale_steps": 3,
         **changes,
     }
     return Generation(GenerationConfig(**options), ENCODER, QUANTIZER, decoder)
+
+
+def predict(
+    decoder: FlowDecoder,
+    params: Any,
+    x_t: jax.Array,
+    t: jax.Array,
+    embedding: jax.Array,
+    rate: jax.Array,
+    keep: jax.Array,
+    lost: jax.Array,
+    frames: jax.Array,
+) -> jax.Array:
+    """X_1 predicted from the codes in one call; shapes as in `FlowDecoder`."""
+
+    def both(module: FlowDecoder) -> jax.Array:
+        return module(x_t, t, module.condition(embedding, rate, keep, lost, frames), frames)
+
+    return decoder.apply({"params": params}, method=both)
 
 
 def drawn(init: Callable[..., Any], *arguments: Any) -> Any:

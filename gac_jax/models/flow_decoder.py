@@ -1,21 +1,31 @@
 """The flow decoder: a DiT that predicts clean spectra from noisy ones and the codes.
 
 A diffusion Transformer (Peebles and Xie, 2023) over MDCT frames at 50 Hz. The codes enter at
-12.5 Hz, so all that depends on them (condition network, adaLN modulation) runs at 12.5 Hz and
-is broadcast over the four MDCT frames of a code frame.
+12.5 Hz. What modulates the blocks stays there and is broadcast over the four MDCT frames of a code
+frame; what tells these apart enters once, with the noisy spectrum.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from gac_jax.models.layers import ConvNeXtBlock, attend, dense, normalise, rotary, sinusoids
+from gac_jax.models.layers import (
+    ConvNeXtBlock,
+    attend,
+    by_rows,
+    dense,
+    normalise,
+    rotary,
+    sinusoids,
+)
 
 TIME_CHANNELS = 256
+LOG_ENVELOPE_RANGE = (-6.0, 4.0)  # companded; 130 dB below and 87 dB above the average
 TIME_SCALE = 1000.0  # t in [0, 1] is stretched so that the fastest sinusoids resolve it
 
 
@@ -27,7 +37,6 @@ class DecoderConfig:
       width: channels D of the residual stream, a multiple of head_dim.
       depth: number of Transformer blocks.
       head_dim: channels of one attention head.
-      condition_blocks: ConvNeXt blocks over the 12.5 Hz code embeddings.
       bins: MDCT coefficients in one frame.
       frames_per_code: MDCT frames in one code frame.
       num_rates: rates the decoder is told apart (0 .. 8 residual codebooks).
@@ -38,7 +47,6 @@ class DecoderConfig:
     width: int
     depth: int
     head_dim: int = 64
-    condition_blocks: int = 2
     bins: int = 640
     frames_per_code: int = 4
     num_rates: int = 9
@@ -46,24 +54,61 @@ class DecoderConfig:
     dtype: str = "float32"
 
 
+class Condition(NamedTuple):
+    """What the codes say, computed once per decode.
+
+    Attributes:
+      signal: (B, N, D) modulates every block, at 12.5 Hz.
+      detail: (B, 4 N, D) enters together with the noisy spectrum, at 50 Hz.
+      log_envelope: (B, 4 N, F) float32, log of the deviation that each coefficient has given the
+        codes. The flow generates coefficients divided by it.
+    """
+
+    signal: jax.Array
+    detail: jax.Array
+    log_envelope: jax.Array
+
+
 class ConditionNet(nn.Module):
-    """Code embeddings and rate to one condition vector per code frame."""
+    """Code embeddings and rate to a `Condition`."""
 
     config: DecoderConfig
 
     @nn.compact
     def __call__(
-        self, embedding: jax.Array, rate: jax.Array, keep: jax.Array, valid: jax.Array
-    ) -> jax.Array:
-        """Returns (B, N, D); see `FlowDecoder.condition`."""
-        width, dtype = self.config.width, jnp.dtype(self.config.dtype)
+        self,
+        embedding: jax.Array,
+        rate: jax.Array,
+        keep: jax.Array,
+        lost: jax.Array,
+        valid: jax.Array,
+    ) -> Condition:
+        """See `FlowDecoder.condition`; valid is (B, N)."""
+        config, dtype = self.config, jnp.dtype(self.config.dtype)
+        width, spread = config.width, config.frames_per_code
         x = dense(width, dtype=dtype, name="input")(embedding)
-        x = x + nn.Embed(self.config.num_rates, width, dtype=dtype, name="rate")(rate)[:, None]
-        null = self.param("null", nn.initializers.normal(0.02), (width,)).astype(dtype)
-        x = jnp.where(keep[:, None, None], x, null[None, None])
-        for i in range(self.config.condition_blocks):
-            x = ConvNeXtBlock(dtype=dtype, name=f"block_{i}")(x, valid)
-        return x
+        x = jnp.where(lost[:, :, None], self._vector("lost"), x)
+        x = x + nn.Embed(config.num_rates, width, dtype=dtype, name="rate")(rate)[:, None]
+        signal = ConvNeXtBlock(dtype=dtype, name="code_block")(x, valid)
+        detail = dense(spread * width, dtype=dtype, name="unfold")(signal)
+        detail = detail.reshape(x.shape[0], spread * x.shape[1], width)
+        block = ConvNeXtBlock(expansion=1, dtype=dtype, name="frame_block")
+        detail = block(detail, jnp.repeat(valid, spread, axis=1))
+        head = dense(config.bins, kernel_init=nn.initializers.zeros, name="envelope")
+        envelope = head(normalise(detail.astype(jnp.float32)))
+        # Not told the codes, the network still sees a spectrum divided by the envelope they imply:
+        # guidance compares the two in one space.
+        told = keep[:, None, None]
+        return Condition(
+            signal=jnp.where(told, signal, self._vector("null")),
+            detail=jnp.where(told, detail, jnp.zeros_like(detail)),
+            log_envelope=jnp.clip(envelope, *LOG_ENVELOPE_RANGE),
+        )
+
+    def _vector(self, name: str) -> jax.Array:
+        init = nn.initializers.normal(0.02)
+        vector = self.param(name, init, (self.config.width,)).astype(self.config.dtype)
+        return vector[None, None]
 
 
 class Block(nn.Module):
@@ -74,10 +119,11 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, signal: jax.Array, valid: jax.Array) -> tuple[jax.Array, None]:
         """Maps x (B, N, 4, D) given signal (B, N, D) and valid (B, 4 N)."""
+        x, signal = by_rows(x), by_rows(signal)
         modulation = Modulation(6, self.config, name="modulation")(signal)
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = modulation
         x = x + gate_a * self._attention(normalise(x) * (1 + scale_a) + shift_a, valid)
-        return x + gate_m * self._mlp(normalise(x) * (1 + scale_m) + shift_m), None
+        return by_rows(x + gate_m * self._mlp(normalise(x) * (1 + scale_m) + shift_m)), None
 
     def _attention(self, x: jax.Array, valid: jax.Array) -> jax.Array:
         dtype = jnp.dtype(self.config.dtype)
@@ -119,7 +165,7 @@ class Modulation(nn.Module):
 
 
 class FlowDecoder(nn.Module):
-    """Predicts the clean companded MDCT X_1 from X_t, t and the codes."""
+    """Predicts X_1, the clean companded MDCT over its envelope, from X_t, t and the codes."""
 
     config: DecoderConfig
 
@@ -131,9 +177,6 @@ class FlowDecoder(nn.Module):
         self.time_in = dense(config.width, dtype=dtype)
         self.time_out = dense(config.width, dtype=dtype)
         self.condition_net = ConditionNet(config)
-        self.subframe = self.param(
-            "subframe", nn.initializers.normal(0.02), (config.frames_per_code, config.width)
-        )
         self.blocks = nn.scan(
             block,
             variable_axes={"params": 0},
@@ -143,33 +186,37 @@ class FlowDecoder(nn.Module):
         )(config)
         self.final_modulation = Modulation(2, config)
         self.output = dense(config.bins, kernel_init=nn.initializers.zeros)
+        self.mask = dense(config.bins, kernel_init=nn.initializers.zeros)
 
     def condition(
-        self, embedding: jax.Array, rate: jax.Array, keep: jax.Array, num_frames: jax.Array
-    ) -> jax.Array:
-        """Everything that the codes decide, computed once per decode.
+        self,
+        embedding: jax.Array,
+        rate: jax.Array,
+        keep: jax.Array,
+        lost: jax.Array,
+        num_frames: jax.Array,
+    ) -> Condition:
+        """Everything that the codes decide.
 
         Args:
           embedding: (B, N, C) from `Quantizer.embed`.
           rate: (B,) int32, number of residual codebooks in `embedding`, 0 .. 8.
-          keep: (B,) bool; False replaces the codes by the learned null condition.
+          keep: (B,) bool; False is the null condition, in which only the envelope knows the codes.
+          lost: (B, N) bool, frames whose codes did not arrive and are to be guessed.
           num_frames: (B,) int32, valid code frames of each row.
-
-        Returns:
-          (B, N, D).
         """
         valid = jnp.arange(embedding.shape[1])[None] < num_frames[:, None]
-        return self.condition_net(embedding, rate, keep, valid)
+        return self.condition_net(embedding, rate, keep, lost, valid)
 
     def __call__(
-        self, x_t: jax.Array, t: jax.Array, condition: jax.Array, num_frames: jax.Array
+        self, x_t: jax.Array, t: jax.Array, condition: Condition, num_frames: jax.Array
     ) -> jax.Array:
         """Predicts X_1.
 
         Args:
           x_t: (B, T, F) noisy spectra with T = 4 N.
           t: (B,) flow time, 0 is noise and 1 is audio.
-          condition: (B, N, D) from `condition`.
+          condition: from `condition`.
           num_frames: (B,) int32, valid code frames of each row.
 
         Returns:
@@ -180,10 +227,31 @@ class FlowDecoder(nn.Module):
         codes = frames // config.frames_per_code
         valid = jnp.arange(frames)[None] < num_frames[:, None] * config.frames_per_code
         time = self.time_out(nn.silu(self.time_in(sinusoids(t * TIME_SCALE, TIME_CHANNELS))))
-        signal = condition + time[:, None]
-        x = self.input(x_t).reshape(batch, codes, config.frames_per_code, config.width)
-        x = x + condition[:, :, None] + self.subframe.astype(x.dtype)[None, None]
+        signal = condition.signal + time[:, None]
+        skip, gain, size = wiener(t)
+        x = self.input(x_t / size) + condition.detail
+        x = x.reshape(batch, codes, config.frames_per_code, config.width)
         x, _ = self.blocks(x, signal, valid)
         shift, scale = self.final_modulation(signal)
         x = normalise(x) * (1 + scale) + shift
-        return self.output(x.reshape(batch, frames, config.width).astype(jnp.float32))
+        x = x.reshape(batch, frames, config.width).astype(jnp.float32)
+        # Which coefficients to trust takes fewer channels to say than what they are.
+        return skip * x_t + gain * (self.output(x) + self.mask(x) * x_t / size)
+
+
+def wiener(t: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """What is known of X_1 before anything is learnt, given that its variance is 1.
+
+    X_1 given X_t = t X_1 + (1 - t) X_0 has the mean `skip` X_t, were it Gaussian, and the deviation
+    `gain`; `size` is that of X_t. (Karras et al., 2022, with their scalings for these paths.)
+    A network narrower than its spectra need not carry through itself what it cannot improve.
+
+    Args:
+      t: (B,) flow time.
+
+    Returns:
+      skip, gain and size, each (B, 1, 1).
+    """
+    t = t[:, None, None]
+    size = jnp.sqrt(jnp.square(t) + jnp.square(1.0 - t))
+    return t / jnp.square(size), (1.0 - t) / size, size

@@ -28,11 +28,13 @@ class MelHead(nn.Module):
     def __call__(self, embedding: jax.Array, valid: jax.Array) -> jax.Array:
         """Maps (B, N, C), with valid (B, 4 N), to (B, 4 N, M)."""
         batch, codes, _ = embedding.shape
+        linear = dense(self.frames_per_code * self.num_mels, name="linear")(embedding)
         x = dense(self.frames_per_code * self.width, name="unfold")(embedding)
         x = x.reshape(batch, codes * self.frames_per_code, self.width)
         for i in range(self.depth):
             x = ConvNeXtBlock(name=f"block_{i}")(x, valid)
-        return dense(self.num_mels, name="output")(nn.LayerNorm(name="norm")(x))
+        x = dense(self.num_mels, name="output")(nn.LayerNorm(name="norm")(x))
+        return x + linear.reshape(x.shape)  # codes are linear in the log-mel to begin with
 
 
 class FeatureHead(nn.Module):

@@ -79,6 +79,18 @@ def _transposed(x: jax.Array) -> jax.Array:
     return jax.lax.platform_dependent(x, cpu=in_two_steps, default=jnp.transpose)
 
 
+def by_rows(x: jax.Array) -> jax.Array:
+    """Keeps whole rows of a batch x (B, ...) on each chip, wherever parameters are split.
+
+    Left to itself, XLA splits the channels of activations as those of the parameters they meet, and
+    sums partial products over the chips in every layer: parameters are smaller, and should travel.
+    No effect without a mesh of the axes `data` and `fsdp`.
+    """
+    if not {"data", "fsdp"} <= set(jax.sharding.get_abstract_mesh().axis_names):
+        return x
+    return jax.lax.with_sharding_constraint(x, jax.sharding.PartitionSpec(("data", "fsdp")))
+
+
 def sinusoids(positions: jax.Array, width: int, max_period: float = 10_000.0) -> jax.Array:
     """Sinusoidal embedding, first half sines and second half cosines (Whisper's layout).
 

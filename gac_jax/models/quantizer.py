@@ -4,7 +4,8 @@ The semantic codebook is SimVQ (Zhu et al., 2024): a frozen random basis seen th
 linear map, so that every code moves with every gradient and none dies. The residual codebooks
 (residual VQ, Zeghidour et al., 2021) describe the acoustic feature, one after the other, after
 the semantic code has explained what it can; they are running means (`gac_jax.models.kmeans`), which
-no gradient reaches. Gradients pass the semantic code by the rotation
+no gradient reaches, and pull no feature towards them: features that are easy to code say little.
+Gradients pass the semantic code by the rotation
 trick (Fifty et al., 2024), and all residual codes together straight through: a rotation in every
 layer of the chain multiplies up, and exploded in training.
 """
@@ -18,7 +19,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from gac_jax.models.layers import dense, normalise
+from gac_jax.models.layers import dense
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,11 +32,11 @@ class QuantizerConfig:
       semantic_dim: channels in which semantic codes are compared, as unit vectors.
       num_residual: R residual codebooks.
       residual_size: codes of one residual codebook, 2^8.
-      residual_dim: channels of the acoustic feature that residual codes approximate; few, so that
-        8 bits a codebook go a long way.
+      residual_dim: channels of the acoustic feature, which residual codes approximate.
       temperature: softness of the assignments that L_info sees, in standard deviations of a
         point's squared distances to all codes.
-      commitment: weight of the pull of features towards codes against codes towards features.
+      commitment: weight of the pull of semantic features towards their codes, against that of codes
+        towards features.
     """
 
     width: int = 256
@@ -43,7 +44,7 @@ class QuantizerConfig:
     semantic_dim: int = 32
     num_residual: int = 8
     residual_size: int = 256
-    residual_dim: int = 32
+    residual_dim: int = 64
     temperature: float = 0.25
     commitment: float = 0.25
 
@@ -73,8 +74,8 @@ class Quantized(NamedTuple):
       codes: (B, 1 + R, N) int32.
       semantic: (B, N, C) embedding of the semantic code alone, differentiable.
       embedding: (B, N, C) with each row's residual codes, differentiable.
-      loss: () codebook and commitment losses relative to the power of what is quantised, of the
-        semantic codebook and the mean of the residual ones.
+      loss: () codebook and commitment losses of the semantic codebook, and the share of the
+        acoustic feature's power that the semantic code does not explain.
       residuals: (R, B, N, d) what each residual codebook had to describe; no gradient.
       semantic_usage: (semantic_size,) mean soft assignment.
       residual_usage: (R, residual_size) mean soft assignments.
@@ -106,9 +107,6 @@ class Quantizer(nn.Module):
         # Points are unit vectors: channels of 1 put what is said on a par with how it sounds. Eight
         # times smaller, residual codes drown it wherever the sum of both is read.
         self.semantic_out = dense(config.width, kernel_init=normal(1.0))
-        # Unit columns on a normalised feature fix the scale that the codes live on: commitment
-        # would shrink it without end.
-        self.acoustic_in = nn.WeightNorm(dense(config.residual_dim), use_scale=False)
         self.explained = dense(config.residual_dim, kernel_init=nn.initializers.zeros)
         self.residual_out = dense(config.width, use_bias=False)  # linear: prefixes add up
         # Small, so that at first the most aligned code wins and all codes are in play.
@@ -127,7 +125,7 @@ class Quantizer(nn.Module):
 
         Args:
           semantic: (B, N, Ds) float32.
-          acoustic: (B, N, Da) float32.
+          acoustic: (B, N, residual_dim) float32.
           num_frames: (B,) int32 valid frames; the rest counts in no loss.
           rate: (B,) int32, residual codebooks that each row's embedding uses, 0 .. R.
           exact: () bool; True embeds the features themselves instead of their codes, which is how
@@ -139,7 +137,10 @@ class Quantizer(nn.Module):
         first = assign(point, self._semantic_codes(), valid, config)
         meaning = self.semantic_out(jnp.where(exact, point, rotate(point, first.points)))
         explained = self.explained(jax.lax.stop_gradient(meaning))
-        target = self.acoustic_in(normalise(acoustic)) - explained
+        target = acoustic - jax.lax.stop_gradient(explained)
+        # The linear map learns by regression what of the acoustics follows from the meaning.
+        unexplained = _power(jax.lax.stop_gradient(acoustic) - explained, valid)
+        whole = _power(jax.lax.stop_gradient(acoustic), valid)
 
         def step(residual: jax.Array, codes: jax.Array) -> tuple[jax.Array, tuple]:
             layer = assign(residual, codes, valid, config)
@@ -147,7 +148,6 @@ class Quantizer(nn.Module):
 
         codebooks = jax.lax.stop_gradient(self.residual_codes)
         _, (rest, residuals) = jax.lax.scan(step, target, codebooks)
-        power = masked_mean(jnp.sum(jnp.square(jax.lax.stop_gradient(target)), axis=-1), valid)
         described = _straight_through(target, rest.points, rate)
         some = (rate > 0).astype(target.dtype)[:, None, None]
         detail = self.residual_out(jnp.where(exact, some * target, described))
@@ -155,9 +155,7 @@ class Quantizer(nn.Module):
             codes=jnp.moveaxis(jnp.concatenate([first.codes[None], rest.codes]), 0, 1),
             semantic=meaning,
             embedding=meaning + detail,
-            # Points are unit vectors. All residuals are measured against the whole: against what
-            # is left for them, pulls would grow from codebook to codebook.
-            loss=first.error + jnp.mean(rest.error) / (power + 1e-6),
+            loss=first.error + unexplained / (whole + 1e-6),
             residuals=jax.lax.stop_gradient(residuals),
             semantic_usage=first.usage,
             residual_usage=rest.usage,
@@ -261,6 +259,10 @@ def _quantization_error(
     codebook_error = jnp.sum(jnp.square(fixed_x - points), axis=-1)
     commitment_error = jnp.sum(jnp.square(x - fixed_points), axis=-1)
     return masked_mean(codebook_error + commitment * commitment_error, valid)
+
+
+def _power(x: jax.Array, valid: jax.Array) -> jax.Array:
+    return masked_mean(jnp.sum(jnp.square(x), axis=-1), valid)
 
 
 def _standardise(distance: jax.Array) -> jax.Array:

@@ -72,6 +72,21 @@ def gain_curve(levels: np.ndarray, start: int, length: int) -> np.ndarray:
     return np.where(levels[block] > 0, gain, 0).astype(np.float32)
 
 
+def normalise(wave: np.ndarray, levels: np.ndarray, start: int) -> np.ndarray:
+    """Divides a piece of a stream by its gain curve; silent blocks become zero.
+
+    Args:
+      wave: (S,) float32.
+      levels: uint8 level bytes of all blocks of the stream.
+      start: place of the piece, in samples from the start of the stream.
+
+    Returns:
+      (S,) float32 of about unit RMS.
+    """
+    gain = gain_curve(levels, start, len(wave))
+    return np.divide(wave, gain, out=np.zeros_like(wave), where=gain > 0)
+
+
 def _energy(wave: np.ndarray) -> float:
     return float(np.sum(np.square(wave, dtype=np.float64)))
 

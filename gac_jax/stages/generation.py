@@ -1,12 +1,18 @@
 """Stage 2, generation: train the flow decoder on the frozen encoder's codes (Eq. 10).
 
-X_1 is the companded, per-bin normalised MDCT of the audio. The network predicts X_1; the loss
-is |v_theta(X_t, t, Z) - (X_1 - X_0)|^2, weighted per bin by auditory density.
+X_1 is the companded MDCT of the audio over its envelope, the deviation s(Z) that the codes imply.
+The network predicts X_1 and s; the loss is
+
+    |v_theta(X_t, t, Z) - (X_1 - X_0)|^2 w + c^2 / (2 s^2) + log s
+
+with companded coefficients c. The second part is the negative log likelihood of c under N(0, s^2).
+The weight w follows auditory density and the envelope.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +27,8 @@ from gac_jax.stages.task import Batch, Metrics, Params
 from gac_jax.stages.understanding import frames_of, sample_rate_index
 
 TIME_BUCKETS = 4  # the loss is logged for each quarter of t
+LONGEST_SPAN = 5  # code frames lost in a row
+SPAN_RATE = 0.075  # of the frames at which a span starts; spans overlap, and a fifth is lost
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +42,8 @@ class GenerationConfig:
       time_std: standard deviation of logit t.
       companding: exponent of sign(c)|c|^e.
       auditory_weight: 0 weighs all bins alike, 1 by equivalent rectangular bandwidths per hertz.
+      envelope_weight: 0 weighs loud and soft coefficients alike, 2 by their power.
+      lose_frames: probability that a crop loses about a fifth of its code frames.
       scale_steps: steps over which the per-bin deviation is measured, then kept.
     """
 
@@ -43,6 +53,8 @@ class GenerationConfig:
     time_std: float
     companding: float
     auditory_weight: float
+    envelope_weight: float
+    lose_frames: float
     scale_steps: int
 
 
@@ -81,21 +93,35 @@ class Generation:
         self, params: Params, frozen: Params, memory: Params, batch: Batch, key: jax.Array
     ) -> tuple[jax.Array, tuple[Metrics, Params]]:
         """Eq. 10 on one batch; `frozen` holds {"encoder", "quantizer"}."""
-        keys = jax.random.split(key, 4)
+        keys = jax.random.split(key, 5)
         frames = frames_of(batch)
         rate = sample_rate_index(keys[0], self.config.rate_weights, frames.shape[0])
         embedding = self._embed(frozen, batch, frames, rate)
         spectrum = compand(mdct(batch["wave"], frames * MDCT_PER_FRAME), self.config.companding)
         memory = self._measure_scale(memory, spectrum, frames)
-        x1 = spectrum / bin_scale(memory)[None, None]
+        spectrum = spectrum / bin_scale(memory)[None, None]
         t = flow.sample_time(keys[1], frames.shape, self.config.time_mean, self.config.time_std)
-        x_t = flow.interpolate(jax.random.normal(keys[2], x1.shape), x1, t)
+        noise = jax.random.normal(keys[2], spectrum.shape)
         keep = jax.random.uniform(keys[3], frames.shape) >= self.config.drop_codes
-        x1_hat = predict(self.decoder, params["decoder"], x_t, t, embedding, rate, keep, frames)
-        error = flow.loss_per_element(x1_hat, x1, t) * self.bin_weights[None, None]
-        per_frame, valid = jnp.mean(error, axis=-1), _valid(x1, frames)
-        metrics = time_bucket_losses(per_frame, valid, t)
-        return masked_mean(per_frame, valid), (metrics, memory)
+        lost = lost_frames(keys[4], embedding.shape[:2], self.config.lose_frames)
+
+        def predict(decoder: FlowDecoder) -> tuple[jax.Array, jax.Array, jax.Array]:
+            condition = decoder.condition(embedding, rate, keep, lost, frames)
+            x1 = spectrum * jnp.exp(-jax.lax.stop_gradient(condition.log_envelope))
+            x_t = flow.interpolate(noise, x1, t)
+            return condition.log_envelope, x1, decoder(x_t, t, condition, frames)
+
+        variables = {"params": params["decoder"]}
+        log_envelope, x1, x1_hat = self.decoder.apply(variables, method=predict)
+        valid = _valid(x1, frames)
+        weights = self.bin_weights[None, None] * self._loudness(log_envelope, valid)
+        per_frame = jnp.mean(flow.loss_per_element(x1_hat, x1, t) * weights, axis=-1)
+        surprise = 0.5 * jnp.square(spectrum) * jnp.exp(-2.0 * log_envelope) + log_envelope
+        envelope = jnp.mean(masked_mean(surprise, valid) * self.bin_weights)
+        flow_loss = masked_mean(per_frame, valid)
+        parts = {"flow": flow_loss, "envelope": envelope}
+        metrics = {**parts, **time_bucket_losses(per_frame, valid, t)}
+        return flow_loss + envelope, (metrics, memory)
 
     def refresh(self, params: Params, memory: Params) -> Params:
         """Nothing follows the memory."""
@@ -111,12 +137,23 @@ class Generation:
 
     def _embed(self, frozen: Params, batch: Batch, frames: jax.Array, rate: jax.Array) -> jax.Array:
         quantizer = {"params": frozen["quantizer"]}
+        codes = batch["codes"] if "codes" in batch else self._codes(frozen, batch, frames)
+        return jax.lax.stop_gradient(self.quantizer.apply(quantizer, codes, rate, method="embed"))
+
+    def _codes(self, frozen: Params, batch: Batch, frames: jax.Array) -> jax.Array:
         with jax.default_matmul_precision("float32"):  # the codes that a sender would send
             semantic, acoustic = self.features.apply(
                 {"params": frozen["encoder"]}, batch["wave"], frames
             )
-            codes = self.quantizer.apply(quantizer, semantic, acoustic, frames, method="codes")
-        return jax.lax.stop_gradient(self.quantizer.apply(quantizer, codes, rate, method="embed"))
+            quantizer = {"params": frozen["quantizer"]}
+            return self.quantizer.apply(quantizer, semantic, acoustic, frames, method="codes")
+
+    def _loudness(self, log_envelope: jax.Array, valid: jax.Array) -> jax.Array:
+        """Weight of each coefficient in Eq. 10, with mean 1 in each row."""
+        strength = jnp.exp(self.config.envelope_weight * jax.lax.stop_gradient(log_envelope))
+        strength = jnp.where(valid[..., None], strength, 0.0)
+        share = jnp.mean(valid, axis=1)[:, None, None]
+        return strength * share / (jnp.mean(strength, axis=(1, 2), keepdims=True) + 1e-9)
 
     def _measure_scale(self, memory: Params, spectrum: jax.Array, frames: jax.Array) -> Params:
         """Averages the power of each bin over the first `scale_steps` batches."""
@@ -137,28 +174,26 @@ def init_decoder(decoder: FlowDecoder, embedding_width: int, key: jax.Array) -> 
     embedding = jnp.zeros((1, codes, embedding_width))
 
     def everything(module: FlowDecoder) -> jax.Array:
-        condition = module.condition(embedding, row, row > 0, codes * row)
+        lost = jnp.zeros((1, codes), bool)
+        condition = module.condition(embedding, row, row > 0, lost, codes * row)
         return module(x, jnp.zeros((1,)), condition, codes * row)
 
     return decoder.init(key, method=everything)["params"]
 
 
-def predict(
-    decoder: FlowDecoder,
-    params: Params,
-    x_t: jax.Array,
-    t: jax.Array,
-    embedding: jax.Array,
-    rate: jax.Array,
-    keep: jax.Array,
-    frames: jax.Array,
-) -> jax.Array:
-    """X_1 predicted in one call; shapes as in `FlowDecoder`."""
+def lost_frames(key: jax.Array, shape: tuple[int, ...], probability: float) -> jax.Array:
+    """Draws the code frames (B, N) bool that rows lose: some rows, a fifth of their frames.
 
-    def both(module: FlowDecoder) -> jax.Array:
-        return module(x_t, t, module.condition(embedding, rate, keep, frames), frames)
-
-    return decoder.apply({"params": params}, method=both)
+    Losses come in spans of 80 to 400 ms, as in a transmission with bursts.
+    """
+    keys = jax.random.split(key, 3)
+    starts = jax.random.uniform(keys[0], shape) < SPAN_RATE
+    length = jax.random.randint(keys[1], shape, 1, LONGEST_SPAN + 1)
+    padded = jnp.pad(jnp.where(starts, length, 0), ((0, 0), (LONGEST_SPAN - 1, 0)))
+    last = LONGEST_SPAN - 1
+    reached = (padded[:, last - i : last - i + shape[1]] > i for i in range(LONGEST_SPAN))
+    chosen = jax.random.uniform(keys[2], shape[:1]) < probability
+    return functools.reduce(jnp.logical_or, reached) & chosen[:, None]
 
 
 def bin_scale(memory: Params) -> jax.Array:

@@ -18,11 +18,13 @@ class Origin(NamedTuple):
 
     Attributes:
       name: of the model.
+      fingerprint: of its codes.
       params: {"encoder", "quantizer"}, float32.
       stored: the same as stored, to be stored again if they stay as they are.
     """
 
     name: str
+    fingerprint: bytes
     params: Params
     stored: dict[str, np.ndarray]
 
@@ -47,9 +49,9 @@ def adopt(config: ConfigDict) -> tuple[ConfigDict, Origin | None]:
         expected = Codec(record, {}).abstract_params()
         for part in model_folder.FINGERPRINTED:
             config[part] = ConfigDict(record[part])
-        name = str(record["name"])
-    except (KeyError, TypeError) as error:
+        name, fingerprint = str(record["name"]), bytes.fromhex(record["fingerprint"])
+    except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{folder}: config.json does not describe a model ({error})") from error
     model_folder.check(folder, params, expected)
     taken = {part: params[part] for part in model_folder.FINGERPRINTED}
-    return config, Origin(name, taken, model_folder.read_frozen(folder))
+    return config, Origin(name, fingerprint, taken, model_folder.read_frozen(folder))

@@ -8,16 +8,18 @@ import tempfile
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from gac_jax import model_folder
+from gac_jax import distributed, model_folder
 from gac_jax.data.pipeline import train_batches, validation_batches
-from gac_jax.data.sources import DOMAINS
+from gac_jax.data.sources import DOMAINS, open_source
 from gac_jax.data.summary import Summary, summarise
-from gac_jax.data.text import TextTargets
+from gac_jax.data.tokens import TokenSource
 from gac_jax.errors import UserError
 from gac_jax.flow import SOLVERS
 from gac_jax.models.encoder import EncoderConfig
@@ -59,6 +61,7 @@ def run(config: ConfigDict, workdir: Path) -> Path | None:
       Interrupted: stopped by a signal, after saving.
     """
     _check_folder(workdir)
+    distributed.check_shared(workdir)
     check_choices(config)
     config, origin = adopt(config)
     names = _names(config, workdir)
@@ -76,7 +79,10 @@ def run(config: ConfigDict, workdir: Path) -> Path | None:
             trained = {**trained, **_kept(stage_run.task.name, state)}
     if "decoder" not in trained:
         return None
-    return export(config, names, trained, corpus, workdir / MODEL, origin)
+    params = distributed.gather(trained)  # of all processes, before only one of them goes on
+    if distributed.is_first():
+        export(config, names, params, corpus, workdir / MODEL, origin)
+    return workdir / MODEL
 
 
 def build_task(name: str, config: ConfigDict, opened: OpenedReader | None = None) -> Task:
@@ -148,7 +154,10 @@ def _stage_run(
 ) -> StageRun:
     opened = _reader(name, config)
     task, stage = build_task(name, config, opened), config[name]
-    targets = opened.targets if opened else None
+    extras = {
+        "targets": opened.targets if opened else None,
+        "tokens": _tokens(name, config, origin),
+    }
     check_sizes(name, stage, mesh)
     crop = stage.crop_frames * FRAME_SAMPLES
     loop = {k: v for k, v in stage.items() if k not in OWN_FIELDS}
@@ -162,9 +171,16 @@ def _stage_run(
         frozen=opened.frozen if opened else {},
         start=_start(name, config, origin),
         data=str(corpus),
-        train_batches=_training(config, stage.batch_size, crop, targets),
-        validation_batches=_validation(config, stage.batch_size, crop, targets),
+        train_batches=_training(config, stage.batch_size, crop, extras),
+        validation_batches=_validation(config, stage.batch_size, crop, extras),
+        names=partial(_clip_names, config.data.root),
     )
+
+
+def _clip_names(root: str, clips: np.ndarray) -> list[str]:
+    """What the user calls these clips of a data set."""
+    known = open_source(root).clips
+    return [known[int(index)].path for index in clips]
 
 
 def check_sizes(name: str, stage: ConfigDict, mesh: Mesh) -> None:
@@ -202,23 +218,31 @@ def _optimizer(name: str, stage: ConfigDict) -> OptimizerConfig:
     return dataclasses.replace(config, scales=(("encoder/semantic", 0.0), *config.scales))
 
 
+def _tokens(name: str, config: ConfigDict, origin: Origin | None) -> TokenSource | None:
+    """Codes that the stage generation need not compute."""
+    if name != "generation" or not config.data.tokens:
+        return None
+    if not origin or "understanding" in config.stages:
+        raise UserError(
+            "config.data.tokens has codes of a finished encoder: name its model in "
+            "config.init_from, with config.stages=('generation',)"
+        )
+    return TokenSource(config.data.tokens, origin.fingerprint)
+
+
 def _training(
-    config: ConfigDict, batch_size: int, crop: int, targets: TextTargets | None
+    config: ConfigDict, batch_size: int, crop: int, extras: dict[str, Any]
 ) -> Callable[[int], object]:
     share = {"process_index": jax.process_index(), "process_count": jax.process_count()}
-    return partial(
-        train_batches, config.data, batch_size, crop, config.seed, targets=targets, **share
-    )
+    return partial(train_batches, config.data, batch_size, crop, config.seed, **extras, **share)
 
 
 def _validation(
-    config: ConfigDict, batch_size: int, crop: int, targets: TextTargets | None
+    config: ConfigDict, batch_size: int, crop: int, extras: dict[str, Any]
 ) -> Callable[[], Iterable[NumpyBatch]]:
     share = {"process_index": jax.process_index(), "process_count": jax.process_count()}
     count = config.data.validation_batches
-    return partial(
-        validation_batches, config.data, batch_size, crop, count, targets=targets, **share
-    )
+    return partial(validation_batches, config.data, batch_size, crop, count, **extras, **share)
 
 
 def _start(stage: str, config: ConfigDict, origin: Origin | None) -> Params:

@@ -14,6 +14,7 @@ from gac_jax.models.encoder import (
     normalised_log_mel,
 )
 from gac_jax.rates import FRAME_SAMPLES, SAMPLE_RATE
+from gac_jax.signal.cepstrum import cepstrum
 from tests.tiny import ENCODER, batch, drawn, jit
 
 
@@ -71,6 +72,16 @@ def test_padding_does_not_reach_the_whisper_tower(rng: np.random.Generator) -> N
     reach = np.asarray(jit(jax.grad(valid_part))(mel)).any(axis=(0, 1))
     # Two mel frames make one feature; the convolutions look two mel frames further, and no more.
     np.testing.assert_array_equal(reach, np.arange(20) < 6 * 2 + 1)
+
+
+def test_the_acoustic_feature_starts_as_the_cepstrum(params: Any) -> None:
+    tower = dict(params["acoustic"])
+    tower["output"] = jax.tree.map(jnp.zeros_like, tower["output"])
+    untrained = {**params, "acoustic": tower}
+    wave = batch(rows=2)["wave"]
+    found = describe(untrained, wave, jnp.asarray([4, 4]))[1]
+    mel = normalised_log_mel(wave, ENCODER.acoustic_mels)
+    np.testing.assert_allclose(found, cepstrum(mel, 4, ENCODER.acoustic_features), atol=1e-4)
 
 
 def test_padding_does_not_reach_the_acoustic_feature(params: Any) -> None:

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from gac_jax.models.encoder import EncoderConfig, Features
-from gac_jax.models.flow_decoder import DecoderConfig, FlowDecoder
-from gac_jax.stages.generation import init_decoder, predict
-from tests.tiny import drawn, jit
+from gac_jax.models.flow_decoder import Condition, DecoderConfig, FlowDecoder, wiener
+from gac_jax.stages.generation import init_decoder
+from tests.tiny import drawn, jit, predict
 
-CONFIG = DecoderConfig(width=32, depth=2, head_dim=16, condition_blocks=1, bins=20)
+CONFIG = DecoderConfig(width=32, depth=2, head_dim=16, bins=20)
 CODES, CHANNELS = 6, 12
 FRAMES = jnp.asarray([CODES, 4], jnp.int32)
 
@@ -33,6 +33,7 @@ def inputs(rng: np.random.Generator) -> dict[str, jax.Array]:
         "embedding": normals(2, CODES, CHANNELS),
         "rate": jnp.asarray([1, 8], jnp.int32),
         "keep": jnp.asarray([True, True]),
+        "lost": jnp.zeros((2, CODES), bool),
         "frames": FRAMES,
     }
 
@@ -42,6 +43,12 @@ def decode(params: Any, inputs: dict[str, jax.Array]) -> jax.Array:
 
 
 run = jit(decode)
+
+
+@jit
+def condition(params: Any, inputs: dict[str, jax.Array]) -> Condition:
+    given = (inputs[name] for name in ("embedding", "rate", "keep", "lost", "frames"))
+    return FlowDecoder(CONFIG).apply({"params": params}, *given, method="condition")
 
 
 def size_of(tree: Any) -> int:
@@ -75,13 +82,27 @@ def test_the_flagship_has_1_8_billion_parameters() -> None:
     assert size_of(encoder) + decoder_size(config) == pytest.approx(1.8e9, rel=0.01)
 
 
-def test_an_untrained_decoder_predicts_silence(params: Any, inputs: dict[str, jax.Array]) -> None:
+def test_an_untrained_decoder_is_a_wiener_filter(params: Any, inputs: dict[str, jax.Array]) -> None:
     """It ends in a layer of zeros, and every block starts as the identity."""
     fresh = jit(lambda key: init_decoder(FlowDecoder(CONFIG), CHANNELS, key))(jax.random.key(0))
-    assert not run(fresh, inputs).any()
+    t = inputs["t"][:, None, None]
+    expected = inputs["x_t"] * t / (t**2 + (1 - t) ** 2)
+    np.testing.assert_allclose(run(fresh, inputs), expected, rtol=1e-5)
+    assert not condition(fresh, inputs).log_envelope.any()
     assert not fresh["blocks"]["modulation"]["affine"]["kernel"].any()
     named = {k: v for k, v in fresh.items() if k != "output"}
     assert all(leaf.any() for leaf in jax.tree.leaves(named["input"]["kernel"]))
+
+
+def test_gaussian_data_need_no_network(rng: np.random.Generator) -> None:
+    """Of X_1 and X_0 of unit variance, nothing linear in X_t predicts X_1 better."""
+    x1, x0 = rng.standard_normal((2, 100_000))
+    for t in (0.0, 0.3, 0.9):
+        x_t = t * x1 + (1 - t) * x0
+        skip, gain, size = (float(np.squeeze(x)) for x in wiener(jnp.asarray([t])))
+        assert skip == pytest.approx(np.mean(x1 * x_t) / np.mean(x_t**2), abs=0.01)
+        assert gain == pytest.approx(np.std(x1 - skip * x_t), abs=0.01)
+        assert size == pytest.approx(np.std(x_t), abs=0.01)
 
 
 def test_output_has_the_shape_of_the_spectrum(params: Any, inputs: dict[str, jax.Array]) -> None:
@@ -107,7 +128,8 @@ def test_padding_does_not_reach_valid_frames(params: Any, inputs: dict[str, jax.
     found = run(params, {**inputs, "x_t": spoilt[0], "embedding": spoilt[1]})
     np.testing.assert_allclose(found[1, :16], expected[1, :16], atol=1e-4)
     alone = {name: value[1:] for name, value in inputs.items()}
-    alone |= {"x_t": alone["x_t"][:, :16], "embedding": alone["embedding"][:, :4]}
+    short = {"x_t": 16, "embedding": 4, "lost": 4}
+    alone |= {name: alone[name][:, :length] for name, length in short.items()}
     np.testing.assert_allclose(expected[1, :16], run(params, alone)[0], atol=1e-4)
 
 
@@ -128,6 +150,31 @@ def test_without_condition_codes_and_rate_are_unseen(
     other = {**dropped, "embedding": inputs["embedding"] + 3.0, "rate": inputs["rate"][::-1]}
     np.testing.assert_array_equal(run(params, other), run(params, dropped))
     assert (run(params, dropped) != run(params, inputs)).any(axis=(1, 2)).all()
+
+
+def test_the_envelope_knows_the_codes_even_without_condition(
+    params: Any, inputs: dict[str, jax.Array]
+) -> None:
+    """Guidance compares the branches in one space, that of the envelope which the codes imply."""
+    told = condition(params, inputs)
+    untold = condition(params, {**inputs, "keep": jnp.asarray([False, False])})
+    np.testing.assert_array_equal(untold.log_envelope, told.log_envelope)
+    assert told.log_envelope.shape == inputs["x_t"].shape
+    assert float(jnp.std(told.log_envelope)) > 0.1
+
+
+def test_the_four_spectra_of_a_code_frame_are_told_apart(
+    params: Any, inputs: dict[str, jax.Array]
+) -> None:
+    detail = condition(params, inputs).detail.reshape(2, CODES, 4, CONFIG.width)
+    assert (jnp.abs(jnp.diff(detail, axis=2)).max(axis=-1) > 1e-3).all()
+
+
+def test_codes_that_were_lost_are_unseen(params: Any, inputs: dict[str, jax.Array]) -> None:
+    gone = {**inputs, "lost": inputs["lost"].at[:, 2].set(True)}
+    other = {**gone, "embedding": inputs["embedding"].at[:, 2].add(3.0)}
+    np.testing.assert_array_equal(run(params, other), run(params, gone))
+    assert (run(params, gone) != run(params, inputs)).any(axis=(1, 2)).all()
 
 
 def test_an_empty_row_is_finite(params: Any, inputs: dict[str, jax.Array]) -> None:

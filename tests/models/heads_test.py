@@ -21,6 +21,19 @@ def test_mel_head_makes_four_frames_of_a_code(rng: np.random.Generator) -> None:
     np.testing.assert_allclose(spoilt[1, :12], mel[1, :12], atol=1e-5)
 
 
+def test_mel_head_can_be_linear(rng: np.random.Generator) -> None:
+    """Codes start out linear in the log-mel, and so may their inverse."""
+    head, embedding = MelHead(num_mels=3, width=8, depth=1), normals(rng, 1, 2, 6)
+    valid = jnp.ones((1, 8), bool)
+    params = drawn(head.init, embedding, valid)
+    without = jax.tree.map(jnp.copy, params)
+    without["params"]["linear"] = jax.tree.map(jnp.zeros_like, params["params"]["linear"])
+    kernel, bias = (np.asarray(params["params"]["linear"][n]) for n in ("kernel", "bias"))
+    difference = head.apply(params, embedding, valid) - head.apply(without, embedding, valid)
+    expected = (np.asarray(embedding) @ kernel + bias).reshape(1, 8, 3)
+    np.testing.assert_allclose(difference, expected, atol=1e-5)
+
+
 def test_feature_head_sees_one_frame_at_a_time(rng: np.random.Generator) -> None:
     head, embedding = FeatureHead(features=7, width=16), normals(rng, 1, 5, 6)
     params = drawn(head.init, embedding)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from gac_jax.signal.loudness import BLOCK_SAMPLES, block_levels, gain_curve
+from gac_jax.signal.loudness import BLOCK_SAMPLES, block_levels, gain_curve, normalise
 
 
 def blocks_of(levels_db: list[float], tail: int = 0) -> np.ndarray:
@@ -111,3 +111,19 @@ def test_dividing_by_the_curve_brings_audio_near_unit_rms(rng: np.random.Generat
     rms = 20 * np.log10(np.sqrt(np.mean(blocks**2, axis=1)))
     assert rms.max() < 6.1  # half of the 12 dB that neighbours may differ
     np.testing.assert_array_equal(scaled * gain_curve(levels, 0, len(wave)) > 0, wave > 0)
+
+
+def test_a_piece_is_divided_by_its_place_on_the_curve() -> None:
+    wave = blocks_of([-20, -30, -300])
+    levels, _ = block_levels([wave])
+    whole = normalise(wave, levels, 0)
+    np.testing.assert_allclose(
+        whole[: 2 * BLOCK_SAMPLES] * gain_curve(levels, 0, 2 * BLOCK_SAMPLES),
+        wave[: 2 * BLOCK_SAMPLES],
+        rtol=1e-6,
+    )
+    assert not whole[2 * BLOCK_SAMPLES :].any()
+    start = BLOCK_SAMPLES - 700
+    np.testing.assert_array_equal(
+        normalise(wave[start : start + 1_400], levels, start), whole[start : start + 1_400]
+    )

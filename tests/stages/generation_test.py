@@ -12,10 +12,10 @@ from gac_jax.signal.mdct import compand, mdct
 from gac_jax.stages.generation import (
     auditory_weights,
     bin_scale,
-    predict,
+    lost_frames,
     time_bucket_losses,
 )
-from tests.tiny import DECODER, batch, drawn, frozen_parts, generation, jit
+from tests.tiny import DECODER, batch, drawn, frozen_parts, generation, jit, predict
 
 KEY = jax.random.key(5)
 SHALLOW = dataclasses.replace(DECODER, depth=1)
@@ -64,28 +64,49 @@ def test_the_loss_is_that_of_equation_10(params: Any, frozen: Any, full: Any) ->
     """Recomputed the long way: v_theta against X_1 - X_0, with the task's own draws."""
     task, clips = generation(drop_codes=0.0), batch()
     spectrum, valid = spectrum_of(clips)
-    x1 = jnp.asarray(spectrum / (np.sqrt(np.square(spectrum[valid]).mean(axis=0)) + 1e-3))
+    c = jnp.asarray(spectrum / (np.sqrt(np.square(spectrum[valid]).mean(axis=0)) + 1e-3))
     frames, rows = jnp.asarray(valid.sum(axis=1) // 4), len(valid)
-    rate_key, time_key, noise_key, _ = jax.random.split(KEY, 4)
+    rate_key, time_key, noise_key, _, _ = jax.random.split(KEY, 5)
     rate = jnp.asarray([0, 1, 2, 4, 8])[
         jax.random.categorical(rate_key, jnp.zeros(5) + jnp.log(0.2), shape=(rows,))
     ]
     t = jax.nn.sigmoid(-0.4 + jax.random.normal(time_key, (rows,)))
     assert float(t.max()) < 1 - flow.LOSS_FLOOR  # the bound on 1 - t does not act
-    x0 = jax.random.normal(noise_key, x1.shape)
-    x_t = flow.interpolate(x0, x1, t)
+    x0 = jax.random.normal(noise_key, c.shape)
 
     @jit
-    def predicted() -> jax.Array:
+    def predicted() -> tuple[jax.Array, ...]:
         features = task.features.apply({"params": frozen["encoder"]}, clips["wave"], frames)
         quantizer = {"params": frozen["quantizer"]}
         embedding = task.quantizer.apply(quantizer, *features, frames, rate).embedding
-        keep = jnp.ones((rows,), bool)
-        return predict(task.decoder, params["decoder"], x_t, t, embedding, rate, keep, frames)
+        keep, lost = jnp.ones((rows,), bool), jnp.zeros(embedding.shape[:2], bool)
+        given = (embedding, rate, keep, lost, frames)
+        variables = {"params": params["decoder"]}
+        s = jnp.exp(task.decoder.apply(variables, *given, method="condition").log_envelope)
+        x_t = flow.interpolate(x0, c / s, t)
+        x1_hat = predict(task.decoder, params["decoder"], x_t, t, *given)
+        return s, c / s - x0, flow.velocity(x1_hat, x_t, t)
 
-    v_hat = flow.velocity(predicted(), x_t, t)
-    error = np.square(v_hat - (x1 - x0)) * np.asarray(auditory_weights(640, 0.5))
-    assert float(full[0]) == pytest.approx(error.mean(axis=-1)[valid].mean(), rel=1e-3)
+    s, target, v_hat = map(np.asarray, predicted())
+    auditory = np.asarray(auditory_weights(640, 0.5))
+    loudness = (
+        s
+        / np.stack([row[there].mean() for row, there in zip(s, valid, strict=True)])[:, None, None]
+    )
+    error = (np.square(v_hat - target) * auditory * loudness).mean(axis=-1)[valid].mean()
+    surprise = ((np.square(c / s) / 2 + np.log(s)) * auditory).mean(axis=-1)[valid].mean()
+    assert float(full[0]) == pytest.approx(error + surprise, rel=1e-3)
+    assert float(np.std(s)) > 0.1
+
+
+def test_codes_from_disk_take_the_place_of_the_encoder(params: Any, frozen: Any, full: Any) -> None:
+    task, clips = generation(), batch()
+    frames = jnp.asarray(-(-np.asarray(clips["num_samples"]) // 2560))
+    codes = jit(lambda: task._codes(frozen, clips, frames))()
+    spoilt = {**frozen, "encoder": jax.tree.map(jnp.zeros_like, frozen["encoder"])}
+    memory = generation().init_memory(params)
+    found = program(drop_codes=0.0)(params, spoilt, memory, {**clips, "codes": codes})
+    assert float(found[0]) == pytest.approx(float(full[0]), rel=1e-5)
 
 
 def test_only_the_decoder_learns(full: Any) -> None:
@@ -95,18 +116,33 @@ def test_only_the_decoder_learns(full: Any) -> None:
         for path, leaf in jax.tree_util.tree_leaves_with_path(decoder)
         if not leaf.any()
     ]
-    assert still == ["['decoder']['condition_net']['null']"]  # as no codes are dropped here
+    unused = ("lost", "null")  # as no codes are lost or dropped here
+    assert still == [f"['decoder']['condition_net']['{name}']" for name in unused]
     assert not any(leaf.any() for leaf in jax.tree.leaves(frozen))
 
 
-def test_dropped_codes_train_the_null_condition_only(params: Any, frozen: Any) -> None:
-    run = program(drop_codes=1.0, decoder=SHALLOW)
+@pytest.mark.parametrize(
+    ("changes", "vector"), [({"drop_codes": 1.0}, "null"), ({"lose_frames": 1.0}, "lost")]
+)
+def test_dropped_and_lost_codes_train_what_stands_for_them(
+    frozen: Any, changes: dict[str, float], vector: str
+) -> None:
+    run = program(decoder=SHALLOW, **{"drop_codes": 0.0, **changes})
     shallow = drawn(generation(SHALLOW).init)
-    net = run(shallow, frozen, generation().init_memory(params), batch())[3]["decoder"][
-        "condition_net"
-    ]
-    assert net["null"].any() and not net["input"]["kernel"].any()
-    assert not net["rate"]["embedding"].any()
+    memory = generation().init_memory(shallow)
+    net = run(shallow, frozen, memory, batch(frames=16))[3]["decoder"]["condition_net"]
+    for name in ("null", "lost"):
+        assert bool(net[name].any()) == (name == vector)
+
+
+def test_frames_are_lost_in_spans() -> None:
+    lost = np.asarray(lost_frames(KEY, (4000, 64), 0.25))
+    some = lost.any(axis=1)
+    assert some.mean() == pytest.approx(0.25, abs=0.03)
+    assert lost[some].mean() == pytest.approx(0.2, abs=0.02)
+    after, before = lost[some][:, 1:], lost[some][:, :-1]
+    assert after[before].mean() > 0.6  # 0.2 if frames were lost one by one
+    assert not lost_frames(KEY, (40, 64), 0.0).any()
 
 
 def test_clips_of_no_length_do_not_count(params: Any, frozen: Any) -> None:
@@ -166,8 +202,13 @@ def test_losses_are_reported_by_quarters_of_time() -> None:
 
 
 def test_the_time_metrics_add_up_to_the_loss(full: Any) -> None:
-    t = jax.nn.sigmoid(-0.4 + jax.random.normal(jax.random.split(KEY, 4)[1], (8,)))
+    t = jax.nn.sigmoid(-0.4 + jax.random.normal(jax.random.split(KEY, 5)[1], (8,)))
     frames = np.where(np.arange(8) % 2, 3, 4)
     share = [frames[np.asarray(t * 4).astype(int) == i].sum() / frames.sum() for i in range(4)]
     parts = np.asarray([float(full[1][f"loss_t{i}"]) for i in range(4)])
-    assert float(full[0]) == pytest.approx(np.nansum(parts * share), rel=1e-4)
+    assert float(full[1]["flow"]) == pytest.approx(np.nansum(parts * share), rel=1e-4)
+
+
+def test_the_loss_is_the_sum_of_its_parts(full: Any) -> None:
+    parts = [float(full[1][name]) for name in ("flow", "envelope")]
+    assert float(full[0]) == pytest.approx(sum(parts), rel=1e-5)

@@ -157,8 +157,8 @@ def test_features_pass_unquantised_in_the_warm_up(params: Any, frozen: Any) -> N
     run = program(weights=(("mel", 1.0),), warmup_steps=2, rate_weights=(0.0, 0.0, 0.0, 0.0, 1.0))
     warm, cold = memory(params), {**memory(params), "steps": jnp.int32(2)}
     nudged = jax.tree.map(lambda x: x, params)
-    kernel = nudged["quantizer"]["acoustic_in"]["layer_instance"]
-    kernel["bias"] = kernel["bias"] + 1e-3
+    added = nudged["encoder"]["acoustic"]["output"]
+    added["bias"] = added["bias"] + 1e-3
     losses = {
         name: [float(run(p, frozen, start, batch())[0]) for p in (params, nudged)]
         for name, start in (("warm", warm), ("cold", cold))

@@ -30,7 +30,7 @@ def an_origin(folder: Path) -> Origin:
     export(config, BOTH, PARAMS, CORPUS, folder, None)
     params = model_folder.load(folder)[1]
     taken = {part: params[part] for part in model_folder.FINGERPRINTED}
-    return Origin("older", taken, model_folder.read_frozen(folder))
+    return Origin("older", bytes(8), taken, model_folder.read_frozen(folder))
 
 
 def test_the_folder_has_what_a_codec_needs(tmp_path: Path) -> None:
@@ -40,7 +40,7 @@ def test_the_folder_has_what_a_codec_needs(tmp_path: Path) -> None:
     for part in ("encoder", "quantizer", "decoder"):
         assert record[part] == config[part].to_dict()
     assert record["sampling"] == {"steps": 2, "solver": "euler", "guidance": 1.5}
-    assert (record["name"], record["companding"]) == ("smallest", 0.4)
+    assert (record["name"], record["companding"]) == ("smallest", 0.5)
     assert record["steps"] == {"understanding": 4, "generation": 4}
     np.testing.assert_array_equal(params["spectrum"]["scale"], PARAMS["spectrum"]["scale"])
     text = (tmp_path / "model" / "README.md").read_text()

@@ -111,3 +111,48 @@ def test_path_names_join_keys_fields_and_indices() -> None:
     tree = {"opt": [Moments({"dense": 1.0}), 2.0]}
     paths = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
     assert paths == ["opt/0/mu/dense", "opt/1"]
+
+
+def matrix_updates(name: str, gradient: np.ndarray, **changes: Any) -> Any:
+    """Second updates of a kernel, stacked kernels, a bias and a filter under `gradient`."""
+    tree = {
+        "layer": {"kernel": gradient, "bias": gradient[0]},
+        "blocks": {"kernel": np.stack([gradient, 2.0 * gradient])},
+        "depthwise": {"kernel": gradient},
+    }
+    optimizer = make_optimizer(OptimizerConfig(**{**vars(CONFIG), "name": name, **changes}), 100)
+    state = optimizer.init(tree)
+    for _ in range(2):
+        updates, state = jax.jit(optimizer.update)(tree, state, tree)
+    return flat(updates)
+
+
+def test_muon_moves_matrices_along_all_directions_alike(rng: np.random.Generator) -> None:
+    gradient = rng.standard_normal((8, 8)).astype(np.float32) * np.geomspace(1, 0.02, 8)[:, None]
+    adam, muon = (matrix_updates(name, gradient.astype(np.float32)) for name in ("adamw", "muon"))
+    singular = np.linalg.svd(muon["layer/kernel"], compute_uv=False)
+    assert singular.min() > 0.5 * singular.max()
+    rate = 1e-2 / 4  # at the second step of the warm-up
+    assert np.sqrt(np.mean(np.square(muon["layer/kernel"]))) == pytest.approx(0.2 * rate, rel=0.2)
+    # Each matrix of a stack moves as it would alone; size does not matter.
+    for i in range(2):
+        np.testing.assert_allclose(muon["blocks/kernel"][i], muon["layer/kernel"], rtol=0.02)
+    for name in ("layer/bias", "depthwise/kernel"):  # by Adam, with Nesterov's momentum
+        np.testing.assert_allclose(muon[name], adam[name], rtol=0.2)
+        assert (np.abs(muon[name]) > np.abs(adam[name])).all()
+    assert not np.allclose(muon["layer/kernel"], adam["layer/kernel"], rtol=0.1)
+
+
+def test_muon_spends_nothing_on_matrices_that_stay(rng: np.random.Generator) -> None:
+    gradient = rng.standard_normal((4, 4)).astype(np.float32)
+    still = matrix_updates("muon", gradient, scales=(("layer", 0.0),))
+    assert not still["layer/kernel"].any() and not still["layer/bias"].any()
+    config = OptimizerConfig(**{**vars(CONFIG), "name": "muon", "scales": (("layer", 0.0),)})
+    shapes = jax.eval_shape(make_optimizer(config, 10).init, {"layer": {"kernel": gradient}})
+    names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(shapes)]
+    assert not any("muon" in name and name.endswith("kernel") for name in names)
+
+
+def test_an_unknown_optimiser_is_refused() -> None:
+    with pytest.raises(ValueError, match="adamw or muon"):
+        OptimizerConfig(**{**vars(CONFIG), "name": "sgd"})

@@ -71,7 +71,10 @@ def change(folder: Path, **fields: Any) -> None:
         ),
         (lambda folder: change(folder, encoder=None), "does not describe a model"),
         (lambda folder: change(folder, encoder={"widht": 3}), "does not describe a model"),
-        (lambda folder: change(folder, quantizer={"width": 8}), "weights do not fit config.json"),
+        (
+            lambda folder: change(folder, quantizer={"width": 8, "residual_dim": 16}),
+            "weights do not fit config.json",
+        ),
     ],
 )
 def test_a_model_that_is_none_is_refused(

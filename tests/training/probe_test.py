@@ -119,7 +119,8 @@ def test_every_frame_of_every_clip_is_counted(found: Findings) -> None:
     assert len(frames) == 4 * 9
     for domain, expected in {"all": 45, "speech": 21, "sound": 19, "music": 5}.items():
         assert {n for (name, _), n in frames.items() if name == domain} == {expected}
-    assert all(1 < u.used <= u.frames for u in found.usage)
+    assert all(1 <= u.used <= u.frames for u in found.usage)
+    assert all(u.used > 1 for u in found.usage if u.codebook == 0)
 
 
 def test_every_text_is_asked_for_that_the_first_piece_holds(found: Findings) -> None:

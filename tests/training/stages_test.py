@@ -252,7 +252,7 @@ def test_the_model_is_made_of_both_stages(tmp_path: Path, plan: Plan, config: Co
     run(config, tmp_path)
     ((given, names, params, corpus, folder, origin),) = plan.exports
     assert (given, names, folder) == (config, stages.STAGES, tmp_path / "model")
-    assert list(params) == ["encoder", "quantizer", "decoder", "spectrum"]
+    assert params.keys() == {"encoder", "quantizer", "decoder", "spectrum"}
     assert isinstance(corpus, Summary) and origin is None
 
 
@@ -299,6 +299,23 @@ def test_generation_alone_takes_the_encoder_of_another_model(
     params = model_folder.load(tiny_model)[1]
     assert_same(plan.runs[0].frozen, {part: params[part] for part in ("encoder", "quantizer")})
     assert plan.exports[0][1] == ("generation",) and isinstance(plan.exports[0][-1], Origin)
+
+
+def test_generation_reads_codes_from_disk(
+    tmp_path: Path,
+    tiny_model: Path,
+    plan: Plan,
+    config: ConfigDict,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    opened = []
+    monkeypatch.setattr(stages, "TokenSource", lambda *given: opened.append(given) or "tokens")
+    config.update(stages=("generation",), init_from=str(tiny_model))
+    config.data.tokens = "codes"
+    run(config, tmp_path)
+    assert opened == [("codes", gac_jax.load(tiny_model).fingerprint)]
+    for batches in (plan.runs[0].train_batches, plan.runs[0].validation_batches):
+        assert batches.keywords["tokens"] == "tokens"
 
 
 def test_understanding_starts_from_another_model(
@@ -351,6 +368,8 @@ def put(path: str, value: Any) -> Callable[[ConfigDict], None]:
         ("understanding.stepz", 3, "stepz"),
         ("matmul_precision", "float16", "'float16' is none of default, bfloat16, float32"),
         ("understanding.optimizer.b3", 0.1, "b3"),
+        ("generation.optimizer.name", "sgd", "optimizer.name must be adamw or muon, not 'sgd'"),
+        ("data.tokens", "codes", "config.data.tokens has codes of a finished encoder: name its"),
         ("understanding.objective.wieghts", 0.1, "wieghts"),
         ("understanding.objective.weights.mell", 0.1, "unknown loss terms .'mell'."),
         ("generation.objective.widht", 0.1, "widht"),
