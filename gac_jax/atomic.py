@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from gac_jax.errors import UserError
@@ -15,10 +17,23 @@ def write(path: Path, data: bytes) -> None:
     Raises:
       UserError: the place cannot be written.
     """
+    with replacing(path) as draft:
+        draft.write_bytes(data)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Gives a hidden place beside `path`; a file written there takes its name, if nothing fails.
+
+    Folders are made as they are needed.
+
+    Raises:
+      UserError: the place cannot be written.
+    """
     draft = path.with_name(f".{secrets.token_hex(8)}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        draft.write_bytes(data)
+        yield draft
         os.replace(draft, path)
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror})") from error

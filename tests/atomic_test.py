@@ -35,3 +35,16 @@ def test_a_file_where_the_folder_should_be(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot be written"):
         atomic.write(tmp_path / "file" / "child", b"")
+
+
+def test_a_file_that_another_writes_is_whole_or_not_there(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "file"
+    with atomic.replacing(path) as draft:
+        draft.write_bytes(b"whole")
+        assert not path.exists()
+    assert path.read_bytes() == b"whole"
+    with pytest.raises(ZeroDivisionError), atomic.replacing(path) as draft:
+        draft.write_bytes(b"half")
+        raise ZeroDivisionError
+    assert path.read_bytes() == b"whole"
+    assert os.listdir(path.parent) == ["file"]

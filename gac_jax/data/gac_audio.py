@@ -1,155 +1,110 @@
-"""A TFDS data set of clips: 32 kHz mono FLAC in a few large array_record files.
+"""Packed data sets: 32 kHz mono 16-bit FLAC in a few large array_record files, as TFDS reads them.
 
-One crop costs a seventh of the processor time of a crop from 48 kHz Opus files (1.2 against 8.5 ms
-for 2.56 s). Neither writing nor reading needs TensorFlow. To pack a corpus, then train on it:
-
-    python -c "from gac_jax.data.gac_audio import pack; print(pack('corpus/manifest.csv', 'out'))"
-    python -m gac_jax.train --config=... --config.data.root=tfds:out/gac_audio/1.0.0:train
+A crop of 2.56 s costs a quarter of the processor time of one from 48 kHz Opus files (2.2 against
+8.5 ms, benchmarks/pipeline.py). Neither writing (`gac_jax.data.pack`) nor reading needs TensorFlow.
 """
 
 from __future__ import annotations
 
-import io
+import functools
+import glob
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
+import grain
 import numpy as np
-import soundfile
 import tensorflow_datasets as tfds
-from absl import logging
+from google.protobuf.message import DecodeError
+from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
-from gac_jax.data.sources import CLIP_FIELDS, NUMBER_FIELDS, Clip, FileSource, Source, open_source
+from gac_jax.data.sources import CLIP_FIELDS, NUMBER_FIELDS, Clip, ClipTable
 from gac_jax.errors import UserError
-from gac_jax.rates import SAMPLE_RATE
-from gac_jax.signal.audio_io import read_audio
 
+NAME, VERSION, SPLIT = "gac_audio", "1.0.0", "train"
 # What a source must know of every clip at start-up, to balance domains, hold out speakers and say
 # what a model was trained on. It is kept in the data set's metadata, so that no record has to be
 # read for it.
 INDEX_FIELDS = ("path", "domain", "speaker", "licence", "dur_s")
 
 
-class GacAudio(tfds.core.GeneratorBasedBuilder):
-    """Packs a folder or a manifest.
-
-    Attributes:
-      root: what to pack, see `gac_jax.data.sources.open_source`.
-    """
-
-    VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES = {"1.0.0": "32 kHz mono 16-bit FLAC with the fields of a clip."}
-
-    def __init__(self, *, root: str, **kwargs: Any) -> None:
-        self.root = root
-        super().__init__(**kwargs)
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        kinds = {int: np.int64, float: np.float32}  # a record holds no doubles
-        numbers = {name: kinds[kind] for name, kind in NUMBER_FIELDS.items()}
-        texts = {name: tfds.features.Text() for name in CLIP_FIELDS if name not in numbers}
-        # Not tfds.features.Audio, which needs TensorFlow; a string tensor comes back as bytes.
-        audio = tfds.features.Tensor(shape=(), dtype=np.str_)
-        return self.dataset_info_from_configs(
-            features=tfds.features.FeaturesDict({"audio": audio, **texts, **numbers}),
-            metadata=tfds.core.MetadataDict({name: [] for name in INDEX_FIELDS}),
-            disable_shuffling=True,  # records keep the order of the index; training shuffles anyway
-        )
-
-    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
-        return {"train": self._generate_examples()}
-
-    def _generate_examples(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        source = open_source(self.root)
-        index = self.info.metadata
-        for position in range(len(source)):
-            clip = source[position]
-            try:
-                flac = _flac_bytes(clip)
-            except UserError as error:
-                logging.warning("left out: %s", error)
-                continue
-            for name in INDEX_FIELDS:
-                index[name].append(getattr(clip, name))
-            yield position, {"audio": flac, **{name: getattr(clip, name) for name in CLIP_FIELDS}}
-        if not index["path"]:
-            raise UserError(f"{self.root}: none of the clips can be read; see the warnings above")
+@functools.cache
+def features() -> tfds.features.FeaturesDict:
+    """What a record holds: the encoded audio and `CLIP_FIELDS`."""
+    kinds = {int: np.int64, float: np.float32}  # a record holds no doubles
+    numbers = {name: kinds[kind] for name, kind in NUMBER_FIELDS.items()}
+    texts = {name: tfds.features.Text() for name in CLIP_FIELDS if name not in numbers}
+    # Not tfds.features.Audio, which needs TensorFlow; a string tensor comes back as bytes.
+    audio = tfds.features.Tensor(shape=(), dtype=np.str_)
+    return tfds.features.FeaturesDict({"audio": audio, **texts, **numbers})
 
 
-def pack(root: str, data_dir: str, num_shards: int | None = None) -> str:
-    """Writes `data_dir`/gac_audio/1.0.0 from a folder or a manifest.
+def encode_record(clip: Clip) -> bytes:
+    """Makes the record of a clip whose audio is bytes; equal clips make equal records."""
+    facts = {name: getattr(clip, name) for name in ("audio", *CLIP_FIELDS)}
+    serializer = ExampleSerializer(features().get_serialized_info())
+    example = serializer.get_tf_example(features().encode_example(facts))
+    return example.SerializeToString(deterministic=True)
 
-    Clips that cannot be read are left out, and named in the log.
 
-    Args:
-      root: what to pack, see `gac_jax.data.sources.open_source`.
-      data_dir: folder of data sets.
-      num_shards: files to write; by default TFDS chooses.
-
-    Returns:
-      The data set's folder, as in "tfds:FOLDER:train".
+def decode_record(record: bytes) -> Clip:
+    """Inverse of `encode_record`.
 
     Raises:
-      UserError: if the root or all of its clips cannot be read, or the data set is there already.
+      ValueError: if it is no such record.
     """
-    if not isinstance(open_source(root), FileSource):
-        raise UserError(f"{root}: packed already; name a folder or a manifest")
-    builder = GacAudio(root=root, data_dir=data_dir, file_format="array_record")
-    if builder.is_prepared():
-        raise UserError(f"{builder.data_dir}: this data set exists; remove it or pack elsewhere")
-    builder.download_and_prepare(
-        download_config=tfds.download.DownloadConfig(num_shards=num_shards)
-    )
-    return str(builder.data_dir)
+    try:
+        facts: dict[str, Any] = features().deserialize_example_np(record)
+        texts = {name: facts[name].decode() for name in CLIP_FIELDS if name not in NUMBER_FIELDS}
+    except (AttributeError, DecodeError, KeyError) as error:  # a field that is None, or missing
+        raise ValueError("not a record of gac_audio") from error
+    return Clip(**{**facts, **texts})
 
 
-def _flac_bytes(clip: Clip) -> bytes:
-    assert isinstance(clip.audio, str)  # the clips of a FileSource are files
-    buffer = io.BytesIO()
-    samples = np.clip(read_audio(clip.audio), -1, 1)
-    soundfile.write(buffer, samples, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
-    return buffer.getvalue()
-
-
-class TfdsSource:
-    """Clips of one split of a data set that `pack` wrote.
+class PackedSource:
+    """Clips in array_record files.
 
     Attributes:
-      clips: `INDEX_FIELDS` of every clip.
+      clips: `INDEX_FIELDS` at least.
     """
 
-    def __init__(self, builder: tfds.core.DatasetBuilder, split: str) -> None:
-        self._records = builder.as_data_source(split=split)
-        columns = [builder.info.metadata[name] for name in INDEX_FIELDS]
-        rows = (dict(zip(INDEX_FIELDS, row, strict=True)) for row in zip(*columns, strict=True))
-        self.clips = [Clip(**row) for row in rows]
+    def __init__(self, records: grain.sources.ArrayRecordDataSource, clips: ClipTable) -> None:
+        self._records = records
+        self.clips = clips
 
     def __len__(self) -> int:
-        return len(self._records)
+        return len(self.clips)
 
     def __getitem__(self, index: int) -> Clip:
-        return _clip_of(self._records[index])
+        """Fetches a clip.
+
+        Raises:
+          RuntimeError: if the file is damaged at this place.
+        """
+        return decode_record(self._records[index])
 
 
-def open_tfds(name: str) -> Source:
+def open_tfds(name: str) -> PackedSource:
     """Opens "NAME_OR_FOLDER:SPLIT".
 
     Raises:
-      UserError: if there is no such data set or split, or `pack` did not write it.
+      UserError: if there is no such data set or split, or `gac_jax.data.pack` did not write it.
     """
     place, _, split = name.rpartition(":")
     try:
-        builder = _builder_of(place)
+        info = _builder_of(place).info
     except (OSError, ValueError) as error:  # no such file, no such name
         raise UserError(
             f"tfds:{name}: no data set '{place}'; write tfds:NAME_OR_FOLDER:SPLIT with the folder "
-            "that holds dataset_info.json, or pack one with gac_jax.data.gac_audio"
+            "that holds dataset_info.json, or pack one with gac_jax.data.pack"
         ) from error
-    if any(field not in builder.info.metadata for field in INDEX_FIELDS):
-        raise UserError(f"tfds:{name}: not packed by gac_jax.data.gac_audio; pack its audio files")
-    if split not in builder.info.splits:
-        raise UserError(f"tfds:{name}: no split '{split}', only {', '.join(builder.info.splits)}")
-    return TfdsSource(builder, split)
+    if any(field not in info.metadata for field in INDEX_FIELDS):
+        raise UserError(f"tfds:{name}: not packed by gac_jax.data.pack; pack its audio files")
+    if split not in info.splits:
+        raise UserError(f"tfds:{name}: no split '{split}', only {', '.join(info.splits)}")
+    files = [each for each in info.splits[split].file_instructions if each.take]
+    clips = ClipTable({field: info.metadata[field] for field in INDEX_FIELDS})
+    return PackedSource(grain.sources.ArrayRecordDataSource(files), clips)
 
 
 def _builder_of(place: str) -> tfds.core.DatasetBuilder:
@@ -159,7 +114,29 @@ def _builder_of(place: str) -> tfds.core.DatasetBuilder:
     return tfds.core.read_only_builder.builder_from_files(place)
 
 
-def _clip_of(record: Mapping[str, Any]) -> Clip:
-    fields: dict[str, Any] = {name: record[name] for name in CLIP_FIELDS}
-    texts = {name: value.decode() for name, value in fields.items() if isinstance(value, bytes)}
-    return Clip(**(fields | texts), audio=record["audio"])
+def open_array_records(pattern: str) -> PackedSource:
+    """Opens the files of packed data sets by a glob pattern, without their metadata.
+
+    What the metadata would say is found by reading every record once: a gigabyte takes seconds,
+    so that large data sets are better opened by their folder.
+
+    Raises:
+      UserError: if no file matches, or one is damaged or holds other records.
+    """
+    paths = sorted(glob.glob(pattern))
+    if not paths:
+        raise UserError(f"array_record:{pattern}: no file matches; quote it, and check the folder")
+    clips = ClipTable.of_rows(row for path in paths for row in _rows(path))
+    if not clips:
+        raise UserError(f"array_record:{pattern}: the files hold no clips")
+    return PackedSource(grain.sources.ArrayRecordDataSource(paths), clips)
+
+
+def _rows(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    try:
+        records = grain.sources.ArrayRecordDataSource(path)
+        for index in range(len(records)):
+            clip = decode_record(records[index])
+            yield index, {name: getattr(clip, name) for name in CLIP_FIELDS}
+    except (RuntimeError, ValueError) as error:  # array_record has no error of its own
+        raise UserError(f"{path}: no file of a packed data set, or damaged ({error})") from error

@@ -1,19 +1,24 @@
-"""Where clips come from: a folder, a manifest, or a TFDS data set.
+"""Where clips come from: folders, manifests, packed data sets, or several of them as one.
 
 A source lists its clips without opening any audio; `source[i].open()` opens one.
 """
 
 from __future__ import annotations
 
+import bisect
 import csv
 import dataclasses
+import functools
 import io
+import itertools
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, overload
 
 import soundfile
 
@@ -72,12 +77,99 @@ CLIP_FIELDS = tuple(field.name for field in dataclasses.fields(Clip) if field.na
 NUMBER_FIELDS: dict[str, type] = {"native_sr": int, "bw_hz": float, "dur_s": float}
 
 
+Row = Mapping[str, Any]
+
+
+def _word(value: Any = "") -> str:
+    """Text that many clips share, kept once for all of them."""
+    return sys.intern(str(value))
+
+
+_UNIQUE_FIELDS = ("path", "text")
+# What makes a field's value of a cell, and by default "unknown".
+_KINDS: dict[str, Callable[..., Any]] = {
+    name: NUMBER_FIELDS.get(name, str if name in _UNIQUE_FIELDS else _word) for name in CLIP_FIELDS
+}
+_TYPECODES = {int: "q", float: "d"}
+
+
+class ClipTable(Sequence[Clip]):
+    """Clips kept by column, without an object for each: a million take 0.25 GB.
+
+    Attributes:
+      columns: `CLIP_FIELDS` of every clip, in order.
+      folder: where the audio is; without one, the clips have none.
+    """
+
+    def __init__(self, columns: Mapping[str, Sequence[Any]], folder: str | None = None) -> None:
+        """Takes "path" and any other columns; what the others would say is unknown."""
+        self.columns = {name: self._column(name, columns) for name in CLIP_FIELDS}
+        self.folder = folder
+
+    @staticmethod
+    def _column(name: str, columns: Mapping[str, Sequence[Any]]) -> Any:
+        kind = _KINDS[name]
+        values: Iterable[Any] = itertools.repeat(kind(), len(columns["path"]))
+        if name in columns:
+            values = map(kind, columns[name])
+        return array(_TYPECODES[kind], values) if kind in _TYPECODES else list(values)
+
+    @classmethod
+    def of_rows(cls, rows: Iterable[tuple[int, Row]], folder: str | None = None) -> ClipTable:
+        """Makes a table of numbered rows.
+
+        Raises:
+          ValueError: if a column is missing or a value malformed; names the number of the row.
+        """
+        table = cls({"path": ()}, folder)
+        columns = [(name, column.append) for name, column in table.columns.items()]
+        for number, row in rows:
+            try:
+                facts = facts_of(row)
+                for name, append in columns:
+                    append(facts[name])
+            except (OverflowError, TypeError, ValueError) as error:
+                raise ValueError(f"line {number}: {error}") from error
+        return table
+
+    def __len__(self) -> int:
+        return len(self.columns["path"])
+
+    @overload
+    def __getitem__(self, index: int) -> Clip: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Clip]: ...
+
+    def __getitem__(self, index: int | slice) -> Clip | list[Clip]:
+        if isinstance(index, slice):
+            return [self[place] for place in range(len(self))[index]]
+        facts = {name: values[index] for name, values in self.columns.items()}
+        audio = b"" if self.folder is None else os.path.join(self.folder, facts["path"])
+        return Clip(**facts, audio=audio)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, ClipTable):
+            return NotImplemented
+        return (self.columns, self.folder) == (other.columns, other.folder)
+
+
+def column(clips: Sequence[Clip], name: str) -> Sequence[Any]:
+    """One field of every clip; quick if they are a `ClipTable`."""
+    if isinstance(clips, ClipTable):
+        return clips.columns[name]
+    return [getattr(clip, name) for clip in clips]
+
+
 class Source(Protocol):
     """An indexed set of clips."""
 
     @property
     def clips(self) -> Sequence[Clip]:
-        """What is known of every clip at no cost: path, domain and speaker at least."""
+        """What is known of every clip at no cost: path, domain and speaker at least.
+
+        A source that may be large keeps a `ClipTable`; see `column`.
+        """
         ...
 
     def __len__(self) -> int: ...
@@ -100,23 +192,57 @@ class FileSource:
         return self.clips[index]
 
 
+class JoinedSource:
+    """The clips of several sources, one source after the other."""
+
+    def __init__(self, sources: Sequence[Source]) -> None:
+        self._sources = sources
+        self._starts = list(itertools.accumulate(map(len, sources[:-1]), initial=0))
+        joined = itertools.chain.from_iterable
+        self.clips = ClipTable(
+            {name: list(joined(column(s.clips, name) for s in sources)) for name in CLIP_FIELDS}
+        )
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def __getitem__(self, index: int) -> Clip:
+        which = bisect.bisect_right(self._starts, index) - 1
+        return self._sources[which][index - self._starts[which]]
+
+
 def open_source(root: str) -> Source:
-    """Opens a folder, a manifest or a TFDS data set.
+    """Opens what `config.data.root` may name.
 
     Args:
-      root: a folder, searched in depth for audio files; a manifest .csv or .jsonl, whose paths are
-        relative to it; "tfds:NAME_OR_FOLDER:SPLIT", built by `gac_jax.data.gac_audio`; or "" for
-        the clips that come with the package.
+      root: one of these, or several joined by commas:
+        a folder, searched in depth for audio files;
+        a manifest .csv or .jsonl, whose paths are relative to it;
+        "tfds:NAME_OR_FOLDER:SPLIT", a data set that `gac_jax.data.pack` wrote;
+        "array_record:PATTERN", its files alone;
+        "", the clips that come with the package.
 
     Raises:
       UserError: if there is no such thing, or it holds no clips.
     """
+    if not root or os.path.exists(root):
+        return _open(root)
+    parts = [part.strip() for part in root.split(",")]
+    if not all(parts):
+        raise UserError(f"{root}: names nothing before or after a comma; take it out")
+    sources = [_open(part) for part in parts]
+    return sources[0] if len(sources) == 1 else JoinedSource(sources)
+
+
+def _open(root: str) -> Source:
     if not root:
         return _open_bundled()
-    if root.startswith("tfds:"):
-        from gac_jax.data.gac_audio import open_tfds  # tensorflow-datasets takes 0.3 s to import
+    kind, _, name = root.partition(":")
+    if kind in ("tfds", "array_record") and name:
+        from gac_jax.data import gac_audio  # tensorflow-datasets takes 0.3 s to import
 
-        return open_tfds(root.removeprefix("tfds:"))
+        opener = gac_audio.open_tfds if kind == "tfds" else gac_audio.open_array_records
+        return opener(name)
     path = Path(root)
     if path.is_dir():
         return open_folder(path)
@@ -126,9 +252,12 @@ def open_source(root: str) -> Source:
 
 
 def _open_bundled() -> FileSource:
-    clips = open_folder(Path(str(resources.files("gac_jax") / "examples"))).clips
-    licence, source = "CC BY-SA 3.0", "Unknown Horizons"  # examples/LICENSES.md says more
-    return FileSource([dataclasses.replace(c, licence=licence, source=source) for c in clips])
+    folder = Path(str(resources.files("gac_jax") / "examples"))
+    found = open_folder(folder).clips
+    facts = {"licence": "CC BY-SA 3.0", "source": "Unknown Horizons"}  # LICENSES.md says more
+    columns = {name: column(found, name) for name in ("path", "domain")}
+    columns |= {name: [fact] * len(found) for name, fact in facts.items()}
+    return FileSource(ClipTable(columns, str(folder)))
 
 
 def open_folder(folder: Path) -> FileSource:
@@ -143,9 +272,8 @@ def open_folder(folder: Path) -> FileSource:
     if not paths:
         suffixes = ", ".join(sorted(AUDIO_SUFFIXES))
         raise UserError(f"{folder}: no audio files in this folder; it reads {suffixes}")
-    return FileSource(
-        [Clip(path.as_posix(), _domain_of(path), audio=str(folder / path)) for path in paths]
-    )
+    columns = {"path": [p.as_posix() for p in paths], "domain": [_domain_of(p) for p in paths]}
+    return FileSource(ClipTable(columns, str(folder)))
 
 
 def _audio_files(folder: Path) -> Iterator[Path]:
@@ -169,47 +297,62 @@ def open_manifest(manifest: Path) -> FileSource:
     readers = {".csv": _read_csv, ".jsonl": _read_jsonl}
     if manifest.suffix not in readers:
         raise UserError(f"{manifest}: a manifest ends in .csv or .jsonl")
-    clips = []
-    try:
-        for line, row in readers[manifest.suffix](manifest):
-            clips.append(_clip_at(manifest, line, row))
-    except UnicodeDecodeError as error:
-        raise UserError(f"{manifest}: not UTF-8 text; save it as UTF-8") from error
+    state = manifest.stat()
+    clips = _table_of(manifest, readers[manifest.suffix], state.st_mtime_ns, state.st_size)
     if not clips:
         raise UserError(f"{manifest}: the manifest lists no clips")
     return FileSource(clips)
 
 
-def _clip_at(manifest: Path, line: int, row: Mapping[str, Any]) -> Clip:
+@functools.lru_cache(maxsize=4)  # training, validation and the model card ask for the same one
+def _table_of(
+    manifest: Path, read: Callable[[Path], Iterator[tuple[int, Row]]], mtime_ns: int, size: int
+) -> ClipTable:
+    """The clips of a manifest in the state that its time of change and size tell."""
     try:
-        clip = clip_from(row)
+        return ClipTable.of_rows(read(manifest), str(manifest.parent))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{manifest}: not UTF-8 text; save it as UTF-8") from error
     except ValueError as error:
-        raise UserError(f"{manifest} line {line}: {error}") from error
-    return dataclasses.replace(clip, audio=str(manifest.parent / clip.path))
+        raise UserError(f"{manifest} {error}") from error
 
 
-def clip_from(row: Mapping[str, Any]) -> Clip:
+def clip_from(row: Row) -> Clip:
     """Makes a clip, without audio, of a row of a table.
 
     Raises:
       ValueError: if a column is missing or a value malformed.
     """
-    for column in ("path", "domain"):
-        if not row.get(column):
-            raise ValueError(f"column '{column}' is missing or empty")
+    return Clip(**facts_of(row))
+
+
+def facts_of(row: Row) -> dict[str, Any]:
+    """Finds `CLIP_FIELDS` in a row of a table.
+
+    Raises:
+      ValueError: if a column is missing or a value malformed.
+    """
+    for name in ("path", "domain"):
+        if not row.get(name):
+            raise ValueError(f"column '{name}' is missing or empty")
     if row["domain"] not in DOMAINS:
         raise ValueError(f"domain '{row['domain']}' is none of {', '.join(DOMAINS)}")
-    known = (name for name in CLIP_FIELDS if row.get(name) not in (None, ""))
-    return Clip(**{name: NUMBER_FIELDS.get(name, str)(row[name]) for name in known})
+    return {
+        name: kind() if (value := row.get(name)) is None or value == "" else kind(value)
+        for name, kind in _KINDS.items()
+    }
 
 
-def _read_csv(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+def _read_csv(path: Path) -> Iterator[tuple[int, Row]]:
     with path.open(newline="", encoding="utf-8-sig") as file:
         table = csv.DictReader(file)
-        yield from ((table.line_num, row) for row in table)
+        try:
+            yield from ((table.line_num, row) for row in table)
+        except csv.Error as error:  # such as a quote that never ends
+            raise UserError(f"{path} after line {table.line_num}: {error}; mend it") from error
 
 
-def _read_jsonl(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+def _read_jsonl(path: Path) -> Iterator[tuple[int, Row]]:
     with path.open(encoding="utf-8-sig") as file:
         for number, line in enumerate(file, 1):
             try:

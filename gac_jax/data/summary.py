@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from ml_collections import ConfigDict
 
 from gac_jax.data.pipeline import split
-from gac_jax.data.sources import Clip, open_source
+from gac_jax.data.sources import Clip, column, open_source
 from gac_jax.data.transforms import UNREADABLE
 
 MAX_OPENED = 10_000  # clips opened for their length where the source does not know it
@@ -57,19 +57,21 @@ def summarise(data: ConfigDict) -> Summary:
     """
     source = open_source(data.root)
     training, held_out = split(source.clips, data.validation_percent)
-    drawn = (i for i in training if data.domain_weights.get(source.clips[i].domain))
-    clips = {index: source.clips[index] for index in drawn}
-    unknown = [index for index, clip in clips.items() if not clip.dur_s]
+    domains, lengths, licences = (
+        column(source.clips, name) for name in ("domain", "dur_s", "licence")
+    )
+    drawn = [index for index in training if data.domain_weights.get(domains[index])]
+    unknown = [index for index in drawn if not lengths[index]]
     seconds: dict[str, float] | None = None
     if len(unknown) <= MAX_OPENED:
         found = {index: _seconds(source[index]) for index in unknown}
-        seconds = dict.fromkeys((clip.domain for clip in clips.values()), 0.0)
-        for index, clip in clips.items():
-            seconds[clip.domain] += found.get(index, clip.dur_s)
+        seconds = dict.fromkeys((domains[index] for index in drawn), 0.0)
+        for index in drawn:
+            seconds[domains[index]] += lengths[index] or found[index]
     return Summary(
-        clips=_counted(clip.domain for clip in clips.values()),
+        clips=_counted(domains[index] for index in drawn),
         seconds=seconds,
-        licences=_counted(clip.licence or "not stated" for clip in clips.values()),
+        licences=_counted(licences[index] or "not stated" for index in drawn),
         held_out=len(held_out),
     )
 

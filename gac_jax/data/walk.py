@@ -12,7 +12,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from gac_jax.data.pipeline import split
-from gac_jax.data.sources import DOMAINS, Clip, Source
+from gac_jax.data.sources import DOMAINS, Clip, Source, column
 from gac_jax.data.transforms import MARGIN_SECONDS, QUIET_RMS, UNREADABLE
 from gac_jax.errors import UserError
 from gac_jax.rates import FRAME_SAMPLES, SAMPLE_RATE
@@ -55,8 +55,9 @@ def choose(source: Source, data: ConfigDict, which: str, limit: int = 0) -> list
     training, held_out = split(source.clips, data.validation_percent)
     side = held_out if which == "held_out" else training
     rng, domains = np.random.default_rng(0), []
+    names = column(source.clips, "domain")
     for name in DOMAINS:
-        members = [i for i in side if source.clips[i].domain == name]
+        members = [i for i in side if names[i] == name]
         if data.domain_weights.get(name, 0) > 0:
             domains.append(rng.permutation(np.array(members, int)).tolist())
     in_turn = [i for i in chain.from_iterable(zip_longest(*domains)) if i is not None]

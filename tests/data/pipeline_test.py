@@ -9,6 +9,8 @@ from ml_collections import ConfigDict
 from gac_jax.data.pipeline import split, train_batches, validation_batches
 from gac_jax.data.sources import DOMAINS, Clip, open_source
 from gac_jax.errors import UserError
+from gac_jax.rates import FRAME_SAMPLES
+from tests.token_sets import codes_of, write_set
 
 CROP = 1_600
 
@@ -27,8 +29,8 @@ def config(root, **changes):
     return data
 
 
-def take(count, data, batch_size=8, seed=0, **options):
-    with contextlib.closing(train_batches(data, batch_size, CROP, seed, **options)) as batches:
+def take(count, data, batch_size=8, seed=0, crop=CROP, **options):
+    with contextlib.closing(train_batches(data, batch_size, crop, seed, **options)) as batches:
         return [next(batches) for _ in range(count)]
 
 
@@ -111,10 +113,7 @@ def test_processes_share_the_batches_of_one(corpus, count):
         for index in range(count)
     ]
     joined = [
-        {
-            name: np.stack([p[name] for p in parts], 1).reshape(8, *parts[0][name].shape[1:])
-            for name in parts[0]
-        }
+        {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
         for parts in zip(*shares, strict=True)
     ]
     assert_same(joined, take(3, data, start_step=2))
@@ -135,12 +134,15 @@ def test_domains_come_by_weight_and_absent_ones_are_dropped(corpus):
     assert count == {1: 120, 2: 40}
 
 
-def test_every_clip_comes_once_before_any_comes_again(corpus):
+def test_every_crop_s_length_of_every_clip_comes_once_before_any_comes_again(corpus):
     data = config(corpus, validation_percent=0.0)
-    drawn = np.concatenate([batch["clip"] for batch in take(12, data)])
+    lengths = {index: max(1, round((0.05 + 0.03 * index) * 32_000 / CROP)) for index in range(12)}
+    assert len(set(lengths.values())) > 1
+    size = sum(lengths.values())
+    drawn = np.concatenate([batch["clip"] for batch in take(size, data)])
     speech = drawn[drawn < 12]
-    epochs = [speech[start : start + 12].tolist() for start in (0, 12, 24, 36)]
-    assert all(sorted(epoch) == list(range(12)) for epoch in epochs)
+    epochs = [speech[start : start + size].tolist() for start in range(0, 4 * size, size)]
+    assert all(Counter(epoch) == lengths for epoch in epochs)
     assert all(one != other for one, other in itertools.combinations(epochs, 2))
 
 
@@ -189,7 +191,7 @@ def test_validation_is_finite_and_repeats(corpus):
     assert_same(first, second)
     halves = [list(validation_batches(data, 8, CROP, 3, index, 2)) for index in range(2)]
     np.testing.assert_array_equal(
-        np.stack([half[2]["clip"] for half in halves], 1).ravel(), first[2]["clip"]
+        np.concatenate([half[2]["clip"] for half in halves]), first[2]["clip"]
     )
 
 
@@ -256,7 +258,7 @@ def test_stream_with_texts_resumes_and_is_shared(worded, targets):
         take(5, data, process_index=index, process_count=2, targets=targets) for index in range(2)
     ]
     for index, share in enumerate(shares):
-        np.testing.assert_array_equal(share[4]["text"], whole[4]["text"][index::2])
+        np.testing.assert_array_equal(share[4]["text"], np.split(whole[4]["text"], 2)[index])
 
 
 def test_validation_texts_repeat(worded, targets):
@@ -269,3 +271,66 @@ def test_validation_texts_repeat(worded, targets):
 def test_corpus_without_words_is_refused(corpus, targets):
     with pytest.raises(UserError, match=r"manifest.csv: no clip has a label, .* at most 0.05 s"):
         train_batches(config(corpus), 8, CROP, 0, targets=targets)
+
+
+@pytest.fixture
+def coded(corpus, tmp_path):
+    """Options of a stream that reads codes of the corpus."""
+    tokens = write_set(open_source(str(corpus)), tmp_path / "tokens", 2)
+    return {"tokens": tokens, "crop": 2 * FRAME_SAMPLES}
+
+
+def test_codes_belong_to_their_crops(corpus, coded):
+    data = config(corpus, validation_percent=0.0)
+    batches = take(6, data, **coded)
+    assert batches[0]["codes"].shape == (8, 9, 2) and batches[0]["codes"].dtype == np.int32
+    known = {tokens.codes.shape[1] for _, tokens in (coded["tokens"][i] for i in range(23))}
+    assert known == {1, 2, 3, 4, 5}
+    starts = set()
+    for batch in batches:
+        for codes, count in zip(batch["codes"], batch["num_samples"], strict=True):
+            first, frames = int(codes[0, 0]), -(-int(count) // FRAME_SAMPLES)
+            assert 1 <= frames <= 2
+            np.testing.assert_array_equal(codes[:, :frames], codes_of(5)[:, first : first + frames])
+            assert not codes[:, frames:].any()
+            starts.add(first)
+    assert starts == {0, 1, 2, 3}
+
+
+def test_stream_with_codes_resumes_and_is_shared(corpus, coded):
+    data = config(corpus)
+    whole = take(5, data, **coded)
+    assert_same(take(5, config(corpus, num_threads=0), **coded), whole)
+    assert_same(take(2, data, start_step=3, **coded), whole[3:])
+    shares = [take(5, data, process_index=i, process_count=2, **coded) for i in range(2)]
+    for index, share in enumerate(shares):
+        for name, value in share[4].items():
+            np.testing.assert_array_equal(value, np.split(whole[4][name], 2)[index])
+
+
+def test_validation_with_codes_repeats(corpus, coded):
+    data, tokens = config(corpus, validation_percent=50.0), coded["tokens"]
+    first, second = (
+        list(validation_batches(data, 8, 2 * FRAME_SAMPLES, 3, tokens=tokens)) for _ in range(2)
+    )
+    assert_same(first, second)
+    assert first[0]["codes"].shape == (8, 9, 2)
+
+
+def test_clips_without_codes_are_refused_before_training(corpus, coded, write_clip):
+    write_clip("speech/new.wav", 0.3)
+    with corpus.open("a", encoding="utf-8") as file:
+        file.write("\nspeech/new.wav,speech,,,0.3")
+    told = r"tokens: 1 clips have no codes, such as speech/new.wav; tokenise"
+    with pytest.raises(UserError, match=told):
+        take(1, config(corpus, validation_percent=0.0), **coded)
+    data = config(corpus, validation_percent=100.0)
+    with pytest.raises(UserError, match=told):
+        next(validation_batches(data, 8, 2 * FRAME_SAMPLES, 1, tokens=coded["tokens"]))
+
+
+def test_codes_of_another_recording_end_the_training(corpus, coded, write_clip):
+    for index in range(6):
+        write_clip(f"sound/{index:02d}.wav", 0.7)
+    with pytest.raises(UserError, match=r"sound/.*: is 0.70 s long, but its codes are of"):
+        take(3, config(corpus, validation_percent=0.0), **coded)

@@ -1,12 +1,22 @@
 import dataclasses
 import json
+import os
 import pickle
+import tracemalloc
 from pathlib import Path
 
 import pytest
 import soundfile
 
-from gac_jax.data.sources import CLIP_FIELDS, DOMAINS, Clip, open_source
+from gac_jax.data.sources import (
+    CLIP_FIELDS,
+    DOMAINS,
+    Clip,
+    ClipTable,
+    clip_from,
+    column,
+    open_source,
+)
 from gac_jax.errors import UserError
 from tests import assets
 
@@ -66,6 +76,9 @@ def test_manifest_saved_by_a_spreadsheet_reads(tmp_path):
         ("m.csv", "path,domain\n", "lists no clips"),
         ("m.jsonl", '{"path": "x.wav", "domain": "speech"}\n{"path"', "line 2: not a JSON object"),
         ("m.jsonl", '{"path": "x.wav", "domain": "speech"}\n[1]', "line 2: not a JSON object"),
+        ("m.jsonl", '{"path": "x.wav", "domain": "sound", "dur_s": [1]}', "line 1: .*'list'"),
+        ("m.csv", "path,domain,native_sr\nx.wav,speech,99999999999999999999", "line 2: .*too "),
+        ("m.csv", "path,domain\nx.wav," + "x" * 200_000, "after line 1: field larger than"),
         ("m.csv", b"path,domain\n\xff\xfe.wav,speech", "UTF-8"),
         ("m.txt", "path,domain\nx.wav,speech", "ends in .csv or .jsonl"),
     ],
@@ -130,3 +143,88 @@ def test_real_manifest_reads():
     assert {clip.domain for clip in source.clips} <= set(DOMAINS)
     with source[0].open() as file:
         assert file.frames / file.samplerate == pytest.approx(source[0].dur_s, abs=0.1)
+
+
+ROWS = [
+    {"path": "a.wav", "domain": "speech", "speaker": 7, "dur_s": "1.5", "native_sr": 8000},
+    {"path": "b.wav", "domain": "music", "text": None, "label": "", "bw_hz": 0},
+    {"path": "c.wav", "domain": "speech", "speaker": "7", "extra": 1},
+]
+
+
+def test_table_gives_the_clips_of_its_rows() -> None:
+    clips = ClipTable.of_rows(enumerate(ROWS), "in")
+    expected = [
+        dataclasses.replace(clip_from(row), audio=os.path.join("in", row["path"])) for row in ROWS
+    ]
+    assert expected[0] == Clip(
+        "a.wav", "speech", speaker="7", dur_s=1.5, native_sr=8000, audio="in/a.wav"
+    )
+    assert list(clips) == expected and clips[1:] == expected[1:] and clips[-1] == expected[-1]
+    with pytest.raises(IndexError):
+        clips[3]
+    for name in CLIP_FIELDS:
+        assert list(column(clips, name)) == column(expected, name)
+    assert clips == ClipTable.of_rows(enumerate(ROWS), "in")
+    assert clips != ClipTable.of_rows(enumerate(ROWS)) and clips != ClipTable.of_rows([], "in")
+
+
+def test_columns_left_out_are_unknown() -> None:
+    clips = ClipTable({"path": ["a", "b"], "dur_s": [1, 2]})
+    assert clips[1] == Clip("b", "", dur_s=2.0) and type(clips[1].dur_s) is float
+
+
+def test_a_large_table_is_small_in_memory() -> None:
+    """What a million clips take apart from their names: 8 bytes for each of 12 fields."""
+    count = 5_000
+    rows = (
+        {"path": "p", "domain": "speech", "speaker": f"voice {i % 10}", "dur_s": f"{i}.5"}
+        for i in range(count)
+    )
+    tracemalloc.start()
+    clips = ClipTable.of_rows(enumerate(rows))
+    size, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(clips) == count and size < 130 * count
+
+
+def test_manifest_is_read_again_only_when_it_changes(tmp_path, monkeypatch):
+    manifest = tmp_path / "m.csv"
+    manifest.write_text("path,domain\na.wav,speech\n")
+    first = open_source(str(manifest)).clips
+    monkeypatch.setattr(ClipTable, "of_rows", lambda *_: pytest.fail("reads again"))
+    assert open_source(str(manifest)).clips is first
+    monkeypatch.undo()
+    manifest.write_text("path,domain\na.wav,speech\nb.wav,music\n")
+    assert [clip.path for clip in open_source(str(manifest)).clips] == ["a.wav", "b.wav"]
+
+
+def test_roots_can_be_joined(tmp_path, corpus, write_clip):
+    write_clip("more/music/x.flac", 0.3)
+    write_clip("more/y.wav")
+    source = open_source(f"{tmp_path / 'more'}, {corpus},{tmp_path / 'more'}")
+    manifest, folder = open_source(str(corpus)), open_source(str(tmp_path / "more"))
+    parts = [*folder.clips, *manifest.clips, *folder.clips]
+    assert len(source) == len(parts) == 27
+    assert [source[i] for i in range(27)] == parts
+    for name in CLIP_FIELDS:
+        assert list(column(source.clips, name)) == column(parts, name)
+    with source[26].open() as file:
+        assert file.frames == 6_400
+    assert pickle.loads(pickle.dumps(source))[24] == source[24]
+
+
+def test_a_name_with_a_comma_is_one_root(write_clip):
+    folder = write_clip("rain, wind/a.wav").parent
+    assert [clip.path for clip in open_source(str(folder)).clips] == ["a.wav"]
+
+
+@pytest.mark.parametrize("root", [",", "{},", ",{}", "{},,{}"])
+def test_nothing_beside_a_comma_is_refused(corpus, root):
+    with pytest.raises(UserError, match="names nothing before or after a comma"):
+        open_source(root.replace("{}", str(corpus)))
+
+
+def test_missing_part_of_several_roots_is_named(corpus, tmp_path):
+    with pytest.raises(UserError, match="^nowhere: no such folder or manifest"):
+        open_source(f"{corpus},nowhere")

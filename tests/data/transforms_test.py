@@ -6,8 +6,11 @@ import pytest
 import soundfile
 
 from gac_jax.data.sources import Clip, FileSource
-from gac_jax.data.transforms import RandomCrop, read_crop
+from gac_jax.data.transforms import OtherRecordingError, RandomCrop, read_coded_crop, read_crop
+from gac_jax.rates import FRAME_SAMPLES
 from gac_jax.signal.audio_io import read_audio
+from gac_jax.signal.loudness import normalise
+from tests.token_sets import codes_of, outcome_of, write_set
 
 
 def clip_of(path, domain="sound"):
@@ -187,3 +190,112 @@ def test_unreadable_clip_is_silence_and_named_once(tmp_path, caplog, kind):
     assert all(example["num_samples"] == 0 for example in examples)
     assert not any(example["wave"].any() for example in examples)
     assert [f"{tmp_path.name}/{kind}" in message for message in caplog.messages] == [True]
+
+
+def test_damaged_record_of_a_data_set_is_silence_too(write_clip, caplog):
+    class Damaged(FileSource):
+        def __getitem__(self, index):
+            raise RuntimeError("chunk data hash mismatch")
+
+    source = Damaged([clip_of(write_clip("damaged record.wav", 0.2))])
+    with caplog.at_level(logging.WARNING, logger="absl"):
+        example = RandomCrop(source, 1_000).random_map(0, np.random.default_rng(0))
+    assert example["num_samples"] == 0 and example["domain"] == 1
+    assert "damaged record.wav" in caplog.text and "hash mismatch" in caplog.text
+
+
+def coded(path, folder, num_samples, seed=0, **options):
+    source = FileSource([clip_of(path)])
+    crop = RandomCrop(source, num_samples, tokens=write_set(source, folder), **options)
+    return crop.random_map(0, np.random.default_rng(seed))
+
+
+@pytest.mark.parametrize(
+    ("suffix", "rate"),
+    [
+        ("wav", 48_000),
+        ("wav", 11_025),
+        ("flac", 44_100),
+        ("ogg", 22_050),
+        ("opus", 48_000),
+        ("mp3", 16_000),
+    ],
+)
+def test_crop_and_codes_are_the_same_piece(write_clip, suffix, rate):
+    clip = clip_of(write_clip(f"a.{suffix}", 1.0, rate))
+    whole, tokens = read_audio(clip.audio), outcome_of(clip).tokens
+    firsts = set()
+    for seed in range(8):
+        rng = np.random.default_rng(seed)
+        crop = read_coded_crop(clip, tokens, 5 * FRAME_SAMPLES, rng)
+        first = int(crop.codes[0, 0])
+        start, stop = first * FRAME_SAMPLES, (first + 5) * FRAME_SAMPLES
+        np.testing.assert_array_equal(crop.codes, codes_of(13)[:, first : first + 5])
+        expected = normalise(whole[start:stop], tokens.levels, start)
+        assert crop.wave.shape == expected.shape and not crop.whole
+        np.testing.assert_allclose(crop.wave, expected, atol=1e-5)
+        firsts.add(first)
+    assert len(firsts) > 3 and max(firsts) == 8  # the last crop holds the frame that ends early
+
+
+def test_coded_example_is_complete_and_typed(write_clip, tmp_path):
+    example = coded(write_clip("a.wav", 0.5), tmp_path / "set", 2 * FRAME_SAMPLES)
+    assert {name: (value.shape, value.dtype.name) for name, value in example.items()} == {
+        "wave": ((2 * FRAME_SAMPLES,), "float32"),
+        "num_samples": ((), "int32"),
+        "domain": ((), "int32"),
+        "clip": ((), "int32"),
+        "codes": ((9, 2), "int32"),
+    }
+
+
+def test_codes_of_a_short_clip_come_first_and_zeros_follow(write_clip, tmp_path):
+    example = coded(write_clip("a.wav", 0.1), tmp_path / "set", 4 * FRAME_SAMPLES)
+    assert example["num_samples"] == 3_200 and not example["wave"][3_200:].any()
+    np.testing.assert_array_equal(example["codes"][:, :2], codes_of(2))
+    assert not example["codes"][:, 2:].any()
+
+
+def test_coded_crop_is_as_loud_as_its_clip_makes_it(tmp_path):
+    """A crop of the quiet half stays quiet, since its codes say so; and no jitter hides it."""
+    wave = np.concatenate([np.full(FRAME_SAMPLES * 4, 0.5), np.full(FRAME_SAMPLES * 4, 0.005)])
+    soundfile.write(tmp_path / "a.wav", wave, 32_000, subtype="FLOAT")
+    levels = []
+    for seed in range(20):
+        example = coded(
+            tmp_path / "a.wav", tmp_path / "set", FRAME_SAMPLES, seed, gain_jitter_db=6.0
+        )
+        levels.append((int(example["codes"][0, 0]) < 4, round(rms_db(example["wave"]), 1)))
+    loud, quiet = (sorted({level for early, level in levels if early == side}) for side in (1, 0))
+    assert len(loud) == len(quiet) == 1
+    assert loud[0] - quiet[0] == pytest.approx(40, abs=0.2) and abs(loud[0] - 3) < 0.3
+
+
+def test_crops_of_broken_frames_are_refused(write_clip, tmp_path):
+    with pytest.raises(ValueError, match="crops of 1000 samples"):
+        coded(write_clip("a.wav", 0.5), tmp_path / "set", 1_000)
+
+
+def test_codes_of_another_recording_are_an_error(write_clip, tmp_path):
+    source = FileSource([clip_of(write_clip("a.wav", 0.5))])
+    tokens = write_set(source, tmp_path / "set")
+    crop = RandomCrop(source, FRAME_SAMPLES, tokens=tokens)
+    write_clip("a.wav", 0.6)  # within what headers get wrong
+    assert crop.random_map(0, np.random.default_rng(0))["num_samples"] == FRAME_SAMPLES
+    write_clip("a.wav", 0.7)
+    with pytest.raises(OtherRecordingError, match=r"a.wav: is 0.70 s long, .* codes are of 0.50 s"):
+        crop.random_map(0, np.random.default_rng(0))
+
+
+def test_clip_that_was_dropped_or_broke_later_is_silence(write_clip, tmp_path, caplog):
+    paths = [write_clip(f"{name}.wav", 0.5) for name in ("dropped before", "broken since")]
+    source = FileSource([clip_of(path) for path in paths])
+    tokens = write_set(source, tmp_path / "set", dropped="dropped before.wav")
+    paths[1].write_bytes(b"RIFF" + bytes(100))
+    crop = RandomCrop(source, FRAME_SAMPLES, tokens=tokens)
+    with caplog.at_level(logging.WARNING, logger="absl"):
+        examples = [crop.random_map(index, np.random.default_rng(0)) for index in (0, 1)]
+    for example in examples:
+        assert example["num_samples"] == 0
+        assert not example["wave"].any() and not example["codes"].any()
+    assert "dropped before.wav: no codes" in caplog.text and "broken since.wav" in caplog.text
