@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from absl import app, flags, logging
 
 from gac_jax.errors import UserError
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # a disk, a share of it, a file
 
 
 def run(main: Callable[[], None]) -> None:
@@ -52,6 +57,8 @@ def fail(*messages: str) -> None:
     """Prints messages to stderr, one line each, and exits with code 2."""
     for message in messages:
         print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    if _in_group():
+        _leave(2)
     sys.exit(2)
 
 
@@ -63,11 +70,21 @@ def _terminate(*_: object) -> None:
     raise _Terminated
 
 
-def _leave(code: int) -> None:
+def _leave(code: int) -> NoReturn:
     """Exits at once: XLA may still be computing, and would crash in an interpreter that ends."""
     with contextlib.suppress(OSError):
         sys.stdout.flush()
     os._exit(code)
+
+
+def _in_group() -> bool:
+    """Whether other processes compute with this one.
+
+    One that ends by itself, on an error, must then end at once: JAX would wait at the exit for the
+    others, and they for it.
+    """
+    jax = sys.modules.get("jax")
+    return jax is not None and jax.distributed.is_initialized()
 
 
 def _parse(argv: Sequence[str]) -> list[str]:
@@ -106,3 +123,10 @@ def _guard(main: Callable[[], None]) -> None:
     except BrokenPipeError:  # the reader of our output, such as `head`, has left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in FULL:
+            fail(f"{error.filename or 'output'}: {error.strerror}; make room, then run again")
+        if not _in_group():
+            raise
+        traceback.print_exc()
+        _leave(1)

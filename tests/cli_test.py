@@ -1,3 +1,4 @@
+import errno
 import os
 import subprocess
 import sys
@@ -94,6 +95,64 @@ def test_several_mistakes_are_told_one_line_each(capsys: pytest.CaptureFixture[s
 def test_a_programmers_mistake_keeps_its_traceback() -> None:
     with pytest.raises(ZeroDivisionError):
         cli._guard(lambda: 1 / 0)  # type: ignore[arg-type]  # only its exception matters
+
+
+def raising(error: Exception) -> Callable[[], None]:
+    def main() -> None:
+        raise error
+
+    return main
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "w/a.txt"), "w/a.txt: No space left on"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), "output: Disk quota exceeded;"),
+    ],
+)
+def test_a_full_disk_is_told_in_one_line(
+    capsys: pytest.CaptureFixture[str], error: OSError, told: str
+) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        cli._guard(raising(error))
+    out, err = capsys.readouterr()
+    assert (exit_.value.code, out) == (2, "")
+    assert err.startswith(f"error: {told}") and err.count("\n") == 1
+
+
+def test_other_errors_of_files_keep_their_traceback() -> None:
+    with pytest.raises(IsADirectoryError):
+        cli._guard(raising(IsADirectoryError()))
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "told"),
+    [
+        (UserError("a.wav: broken"), 2, "error: a.wav: broken\n"),
+        (ZeroDivisionError("by hand"), 1, "ZeroDivisionError: by hand\n"),
+    ],
+)
+def test_one_of_a_group_does_not_wait_for_the_others_when_it_fails(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: Exception,
+    code: int,
+    told: str,
+) -> None:
+    class Left(BaseException):
+        pass
+
+    def leave(number: int) -> None:
+        raise Left(number)
+
+    assert not cli._in_group()
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(os, "_exit", leave)
+    with pytest.raises(Left) as left:
+        cli._guard(raising(error))
+    assert left.value.args == (code,)
+    assert capsys.readouterr().err.endswith(told)
 
 
 @pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])

@@ -10,15 +10,18 @@ from pathlib import Path
 
 import pytest
 
-from gac_jax import cli, train
+from gac_jax import cli, distributed
 from gac_jax.errors import UserError
 from gac_jax.training import stages
 from gac_jax.training.stop import Interrupted
+from tests.commands import load
 
+train = load("gac_jax.train")[0]
 ROOT = Path(__file__).resolve().parents[1]
 PATIENCE = 200  # seconds for a process to get anywhere; it needs ten on an idle machine
 
 Process = subprocess.Popen[str]
+SAID = "cached\njoined (0, 1, 2)\n"  # before it trains
 
 
 def command(*arguments: str) -> list[str]:
@@ -33,6 +36,8 @@ def command(*arguments: str) -> list[str]:
         (["--config=nowhere.py", "--workdir=w"], "nowhere.py"),
         (["--config=tests/config.py", "--workdir=w", "--config.encoder.widht=3"], "widht"),
         (["--config=tests/config.py", "--workdir=w", "--config.seed=x"], "config.seed"),
+        (["--config=tests/config.py", "--workdir=w", "--coordinator=host"], "HOST:PORT"),
+        (["--config=tests/config.py", "--workdir=w", "--process_id=-1"], "--process_id"),
     ],
 )
 def test_a_wrong_command_line_is_told_in_one_line(arguments: list[str], told: str) -> None:
@@ -52,6 +57,9 @@ def run_main(
     """Runs the command with a stand-in for `stages.run`: exit code, stdout and stderr."""
     monkeypatch.setattr(train, "_CONFIG", types.SimpleNamespace(value="the config"))
     monkeypatch.setattr(train, "_WORKDIR", types.SimpleNamespace(value=str(tmp_path)))
+    for place, flag in enumerate(("_COORDINATOR", "_NUM_PROCESSES", "_PROCESS_ID")):
+        monkeypatch.setattr(train, flag, types.SimpleNamespace(value=place))
+    monkeypatch.setattr(distributed, "join", lambda place: print(f"joined {tuple(place)}"))
     monkeypatch.setattr(cli, "use_compilation_cache", lambda: print("cached"))
 
     def run_main(run: Callable) -> tuple[object, str, str]:
@@ -76,6 +84,7 @@ def test_it_ends_with_the_model_and_how_to_try_it(run_main: Callable, tmp_path: 
     assert (code, err) == (0, "")
     assert out.splitlines() == [
         "cached",
+        "joined (0, 1, 2)",
         f"model: {model}",
         f"try:   python -m gac_jax.sample --model={model}",
     ]
@@ -85,8 +94,26 @@ def test_it_says_that_there_is_no_model_yet(run_main: Callable) -> None:
     code, out, err = run_main(lambda *_: None)
     assert (code, err) == (0, "")
     assert (
-        out.splitlines()[1] == "no model yet: that takes the stage generation, too (config.stages)"
+        out.splitlines()[2] == "no model yet: that takes the stage generation, too (config.stages)"
     )
+
+
+@pytest.mark.parametrize("model", [None, Path("model")])
+def test_a_process_that_is_not_the_first_does_not_tell_how_it_ends(
+    run_main: Callable, monkeypatch: pytest.MonkeyPatch, model: Path | None
+) -> None:
+    monkeypatch.setattr(distributed, "is_first", lambda: False)
+    assert run_main(lambda *_: model) == (0, SAID, "")
+
+
+def test_a_process_that_is_not_the_first_does_not_tell_that_it_stopped(
+    run_main: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(*_: object) -> None:
+        raise Interrupted("toy: stopped at step 3; run again to go on", signal.SIGTERM)
+
+    monkeypatch.setattr(distributed, "is_first", lambda: False)
+    assert run_main(run) == (143, SAID, "")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -95,14 +122,14 @@ def test_a_stopped_run_ends_as_its_signal_would(run_main: Callable, number: int)
         raise Interrupted("toy: stopped at step 3; run again to go on", number)
 
     text = "toy: stopped at step 3; run again to go on\n"
-    assert run_main(run) == (128 + number, "cached\n", text)
+    assert run_main(run) == (128 + number, SAID, text)
 
 
 def test_a_users_mistake_is_told_in_one_line(run_main: Callable) -> None:
     def run(*_: object) -> None:
         raise UserError("a.wav: broken")
 
-    assert run_main(run) == (2, "cached\n", "error: a.wav: broken\n")
+    assert run_main(run) == (2, SAID, "error: a.wav: broken\n")
 
 
 @pytest.fixture

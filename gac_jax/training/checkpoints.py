@@ -7,7 +7,11 @@ processes. A checkpoint that is being written has a name of its own until it is 
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
+import re
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -31,21 +35,33 @@ class Checkpoints:
           stage_folder: what belongs to the stage.
           every: steps between checkpoints.
           keep: how many of the newest to keep.
+
+        Raises:
+          UserError: the folder cannot be written.
         """
         options = ocp.CheckpointManagerOptions(
             save_decision_policy=save_decision_policy.FixedIntervalPolicy(every),
             preservation_policy=preservation_policy.LatestN(keep),
+            cleanup_tmp_directories=True,  # what a killed run left takes room
         )
         handlers = {"state": ocp.StandardCheckpointHandler(), "config": ocp.JsonCheckpointHandler()}
-        folder = os.path.abspath(os.path.join(stage_folder, FOLDER))
-        self._manager = ocp.CheckpointManager(folder, options=options, item_handlers=handlers)
+        self._folder = os.path.abspath(os.path.join(stage_folder, FOLDER))
+        with self._writing():
+            self._manager = ocp.CheckpointManager(
+                self._folder, options=options, item_handlers=handlers
+            )
 
     def __enter__(self) -> Checkpoints:
+        # What orbax raises, each of its threads tells before, with stack traces.
+        logging.getLogger("absl").addFilter(_is_not_of_orbax)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._manager.wait_until_finished()
-        self._manager.close()
+        try:
+            with self._writing():
+                self._manager.close()  # waits for what is being written
+        finally:
+            logging.getLogger("absl").removeFilter(_is_not_of_orbax)
 
     @property
     def latest_step(self) -> int | None:
@@ -53,13 +69,19 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def save(self, step: int, state: TrainState, config: dict[str, Any], force: bool) -> None:
-        """Saves in the background if `every` says so, or in any case if `force` is set."""
+        """Saves in the background if `every` says so, or in any case if `force` is set.
+
+        Raises:
+          UserError: this checkpoint, or the one before, cannot be written.
+        """
         if step in (0, self.latest_step):
             return
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(state), config=ocp.args.JsonSave(config)
         )
-        self._manager.save(step, args=items, force=force)
+        with self._writing():
+            self._manager.check_for_errors()  # of the one before, long before the next is due
+            self._manager.save(step, args=items, force=force)
 
     def restore(self, like: TrainState) -> TrainState:
         """The newest state, laid out as `like` (ShapeDtypeStructs with shardings).
@@ -79,6 +101,20 @@ class Checkpoints:
             raise UserError(
                 f"{place}: damaged checkpoint; remove it to go on from the one before "
                 f"({type(error).__name__}: {' '.join(str(error).split())[:100]})"
+            ) from error
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Turns what the system says against writing into one line."""
+        try:
+            yield
+        except Exception as error:  # tensorstore raises a ValueError for a full disk
+            reason = _refusal(error)
+            if reason is None:
+                raise
+            raise UserError(
+                f"{self._folder}: a checkpoint cannot be written ({reason}); see to that, then run "
+                "again to go on from the one before"
             ) from error
 
 
@@ -106,6 +142,18 @@ def check_arrays(place: str, stored: Any, wanted: Any, only_wanted: bool = False
                 f"{place}: made by another config: {name} is {found.get(name, 'missing')}, should "
                 f"be {asked.get(name, 'absent')}; use the config it was made by or another workdir"
             )
+
+
+def _is_not_of_orbax(record: logging.LogRecord) -> bool:
+    return f"{os.sep}orbax{os.sep}" not in record.pathname
+
+
+def _refusal(error: BaseException) -> str | None:
+    """What the operating system said, if an error is about that."""
+    if isinstance(error, OSError):
+        return error.strerror
+    code = re.search(r"os_error_code='(\d+)'", str(error))
+    return os.strerror(int(code[1])) if code else None
 
 
 def _table(tree: Any) -> dict[str, str]:

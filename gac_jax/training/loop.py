@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from typing import Any
 
 import jax
@@ -14,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 from gac_jax.sharding import BATCH, shard_batch, shardings
 from gac_jax.stages.task import Batch, Metrics, Params, Task
 from gac_jax.training.checkpoints import Checkpoints
-from gac_jax.training.log import Log
+from gac_jax.training.log import Log, numbered
 from gac_jax.training.optimizer import OptimizerConfig, make_optimizer
 from gac_jax.training.state import TrainState, init_state, make_train_step
 from gac_jax.training.stop import Interrupted, StopSignal
@@ -70,6 +71,7 @@ class StageRun:
       data: what there is to train on, in words.
       train_batches: first step -> endless iterator of this process's batches, with close().
       validation_batches: () -> the same finite batches at every call.
+      names: (clip, of a batch) -> what to call these clips in messages.
     """
 
     task: Task
@@ -83,13 +85,15 @@ class StageRun:
     data: str
     train_batches: Callable[[int], Any]
     validation_batches: Callable[[], Iterable[NumpyBatch]]
+    names: Callable[[np.ndarray], list[str]] = numbered
 
 
 def run_stage(run: StageRun) -> TrainState:
     """Trains one stage to its last step, resuming from its folder where it can.
 
     Raises:
-      UserError: too many updates in a row were not finite, or a checkpoint of another config.
+      UserError: too many updates in a row were not finite, a checkpoint of another config, or no
+        room for a new one.
       Interrupted: stopped by a signal, after saving.
     """
     loop, task = run.loop, run.task
@@ -130,25 +134,22 @@ def _train(
     if first >= loop.steps:
         return state
     validate = _validation(run, frozen)
-    batches = run.train_batches(first)
-    with StopSignal() as stop, Log(run.folder, run.task.name, loop, first) as log:
-        try:
-            for step in range(first, loop.steps + 1):
-                stopping, is_last = stop.received, step == loop.steps
-                if stopping or is_last:
-                    log.flush()
-                if is_last or (step > first and step % loop.eval_every == 0):
-                    log.write(step, "validation", validate(state))
-                store.save(step, state, run.config, force=is_last or stopping > 0)
-                if stopping:
-                    text = f"{run.task.name}: stopped at step {step}; run again to go on"
-                    raise Interrupted(text, stopping)
-                if not is_last:
-                    batch = shard_batch(run.mesh, next(batches))
-                    state, metrics = step_fn(state, frozen, batch)
-                    log.step(step + 1, metrics)
-        finally:
-            batches.close()
+    log = Log(run.folder, run.task.name, loop, first, run.names)
+    with StopSignal(run.mesh) as stop, log, closing(run.train_batches(first)) as batches:
+        for step in range(first, loop.steps + 1):
+            stopping, is_last = stop.agreed(), step == loop.steps
+            if stopping or is_last:
+                log.flush()
+            if is_last or (step > first and step % loop.eval_every == 0):
+                log.write(step, "validation", validate(state))
+            store.save(step, state, run.config, force=is_last or stopping > 0)
+            if stopping:
+                text = f"{run.task.name}: stopped at step {step}; run again to go on"
+                raise Interrupted(text, stopping)
+            if not is_last:
+                batch = next(batches)
+                state, metrics = step_fn(state, frozen, shard_batch(run.mesh, batch))
+                log.step(step + 1, metrics, batch.get("clip"))
     return state
 
 

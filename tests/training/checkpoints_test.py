@@ -1,7 +1,10 @@
+import contextlib
 import gc
 import os
+import resource
 import shutil
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +165,68 @@ def test_a_checkpoint_of_another_config_is_refused(
         restored(saved, change(made_state(0)))
     assert str(error.value).startswith(f"{saved}/checkpoints/20: made by another config")
     assert "\n" not in str(error.value)
+
+
+def test_what_a_killed_run_left_is_cleared_away(saved: Path) -> None:
+    """On a disk that is full, it would stay full."""
+    draft = saved / "checkpoints" / "30.orbax-checkpoint-tmp"
+    shutil.copytree(saved / "checkpoints" / "20", draft)
+    with Checkpoints(str(saved), every=10, keep=2) as store:
+        store.save(40, made_state(40), CONFIG, force=False)
+    assert not draft.exists()
+
+
+@contextlib.contextmanager
+def no_room(size: int) -> Iterator[None]:
+    """No file grows beyond this many bytes; to a program that is as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("size", [0, 4000], ids=["no folder's record", "no array"])
+def test_a_full_disk_is_told_and_does_no_harm(
+    saved: Path, caplog: pytest.LogCaptureFixture, size: int
+) -> None:
+    with (
+        no_room(size),
+        pytest.raises(UserError, match=f"^{saved}/checkpoints: a checkpoint cannot be") as error,
+        Checkpoints(str(saved), every=10, keep=2) as store,
+    ):
+        store.save(30, made_state(30), CONFIG, force=False)
+    assert "(File too large)" in str(error.value) and "\n" not in str(error.value)
+    assert caplog.records == []  # nothing else is told
+    gc.collect()
+    assert latest_step(str(saved)) == 20
+    with Checkpoints(str(saved), every=10, keep=2) as store:
+        assert_same(store.restore(like(made_state(0))), made_state(20))
+        store.save(30, made_state(30), CONFIG, force=False)
+    assert_same(restored(saved, made_state(0)), made_state(30))
+
+
+def test_a_full_disk_is_told_at_the_next_step(saved: Path) -> None:
+    """Long before the next checkpoint is due, at which the same would be lost again."""
+    with pytest.raises(UserError), Checkpoints(str(saved), every=10, keep=2) as store:
+        with no_room(4000):
+            store.save(30, made_state(30), CONFIG, force=False)
+            while store._manager.is_saving_in_progress():
+                time.sleep(0.01)
+        for step in range(31, 39):
+            store.save(step, made_state(30), CONFIG, force=False)
+        raise AssertionError("it was not told")
+
+
+def test_other_errors_stay_what_they_are(saved: Path) -> None:
+    with (
+        pytest.raises(ZeroDivisionError),
+        Checkpoints(str(saved), 10, 2) as store,
+        store._writing(),
+    ):
+        raise ZeroDivisionError
 
 
 def cut_array(checkpoint: Path) -> None:

@@ -14,59 +14,18 @@ import pytest
 
 from gac_jax.errors import UserError
 from gac_jax.sharding import make_mesh
-from gac_jax.stages.task import Batch, Metrics, Params
+from gac_jax.stages.task import Params
 from gac_jax.training import loop
 from gac_jax.training.loop import LoopConfig, StageRun, run_stage
-from gac_jax.training.optimizer import OptimizerConfig
 from gac_jax.training.state import TrainState
 from gac_jax.training.stop import Interrupted
+from tests.toy import OPTIMIZER, ROWS, Toy
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 STEPS = 7
-ROWS, WIDTH = 16, 8
+WIDTH = 8
 NEVER = 1000
-OPTIMIZER = OptimizerConfig(
-    learning_rate=0.1,
-    warmup_steps=2,
-    final_fraction=0.1,
-    b2=0.99,
-    weight_decay=0.01,
-    clip_norm=1.0,
-)
-
-
-class Toy:
-    """Noisy least squares with a memory."""
-
-    name = "toy"
-
-    def __init__(self) -> None:
-        self.traces = 0
-
-    def init(self, key: jax.Array) -> Params:
-        return {"layer": {"kernel": jax.random.normal(key, (WIDTH, 2)), "bias": jnp.zeros((2,))}}
-
-    def init_memory(self, params: Params) -> Params:
-        return {"seen": jnp.full((2,), 0.5)}  # weakly typed, unlike what `loss` makes of it
-
-    def loss(
-        self, params: Params, frozen: Params, memory: Params, batch: Batch, key: jax.Array
-    ) -> tuple[jax.Array, tuple[Metrics, Params]]:
-        self.traces += 1
-        layer, noise = params["layer"], 0.1 * jax.random.normal(key, (ROWS, 2))
-        guess = batch["wave"] @ layer["kernel"] + (layer["bias"] + frozen["offset"]["bias"])[None]
-        memory = {"seen": memory["seen"] + jnp.mean(guess)}
-        return jnp.mean((guess - noise) ** 2), ({"seen": memory["seen"][0]}, memory)
-
-    def refresh(self, params: Params, memory: Params) -> Params:
-        return params
-
-    def evaluate(
-        self, params: Params, frozen: Params, memory: Params, batch: Batch, key: jax.Array
-    ) -> Metrics:
-        loss, (metrics, _) = self.loss(params, frozen, memory, batch, key)
-        return {"loss": loss, **metrics}
 
 
 class Stream:
@@ -95,7 +54,7 @@ def stage_run(folder: Path, stream: Callable[[int], Any] = Stream, **changes: An
     settings = {"steps": STEPS, "seed": 3, "ema_decay": 0.9, "max_skipped": 2, **intervals}
     settings |= {name: value for name, value in changes.items() if name in fields}
     run = StageRun(
-        task=Toy(),
+        task=Toy(WIDTH),
         loop=LoopConfig(**settings),
         optimizer=OPTIMIZER,
         config={"name": "toy"},
@@ -302,7 +261,7 @@ def test_metrics_stay_on_the_device(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     """What the loop hands to the log is not read by the loop itself."""
     kinds = set()
     monkeypatch.setattr(
-        loop.Log, "step", lambda _, step, metrics: kinds.update(map(type, metrics.values()))
+        loop.Log, "step", lambda _, step, metrics, clips: kinds.update(map(type, metrics.values()))
     )
     run_stage(stage_run(tmp_path))
     assert kinds == {type(jnp.zeros(()))}

@@ -1,12 +1,18 @@
 import signal
 from collections.abc import Iterator
 
+import jax
 import pytest
 
+from gac_jax.sharding import make_mesh
 from gac_jax.training.stop import Interrupted, StopSignal
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 caught: list[int] = []
+
+
+def stop_signal() -> StopSignal:
+    return StopSignal(make_mesh(data=4, fsdp=2))
 
 
 @pytest.fixture(autouse=True)
@@ -21,16 +27,18 @@ def outer_handler() -> Iterator[None]:
 
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_is_noted_and_does_nothing_else(number: signal.Signals) -> None:
-    with StopSignal() as stop:
-        assert stop.received == 0
+    stop = stop_signal()
+    with pytest.raises(Interrupted), stop:
+        assert stop.received == stop.agreed() == 0
         signal.raise_signal(number)
-        assert stop.received == number
+        assert stop.received == stop.agreed() == number
+        raise Interrupted("stopped", stop.received)
     assert caught == []
 
 
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_second_signal_acts_as_ever(number: signal.Signals) -> None:
-    with StopSignal() as stop:
+    with stop_signal() as stop:
         signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(number)
         assert (stop.received, caught) == (signal.SIGTERM, [number])
@@ -38,10 +46,28 @@ def test_a_second_signal_acts_as_ever(number: signal.Signals) -> None:
 
 @pytest.mark.parametrize("number", SIGNALS)
 def test_signals_act_as_ever_afterwards(number: signal.Signals) -> None:
-    with pytest.raises(ZeroDivisionError), StopSignal():
+    with pytest.raises(ZeroDivisionError), stop_signal():
         raise ZeroDivisionError
     signal.raise_signal(number)
     assert caught == [number]
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_that_is_not_heeded_acts_afterwards(number: signal.Signals) -> None:
+    with stop_signal():
+        signal.raise_signal(number)
+        assert caught == []
+    assert caught == [number]
+
+
+def test_many_processes_know_a_step_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That they know of each other's, tests/multihost_test.py shows."""
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with stop_signal() as stop:
+        answers = [stop.agreed(), stop.agreed()]
+        signal.raise_signal(signal.SIGTERM)
+        answers += [stop.agreed() for _ in range(3)]
+    assert answers == [0, 0, 0, signal.SIGTERM, signal.SIGTERM]
 
 
 def test_an_interruption_says_what_and_why() -> None:

@@ -1,0 +1,142 @@
+"""Kills a small run again and again, at random points, and compares where it ends.
+
+    python benchmarks/kills.py --kills=20
+
+Both stages train on the bundled clips at a size that compiles in seconds: once unbroken, and once
+with `kill -9` between or within steps, and every second time while a checkpoint is being written.
+Prints a table of the kills, and whether the two runs end with the same states and the same model,
+bit for bit; exits with 1 if not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import random
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from absl import app, flags, logging
+
+_KILLS = flags.DEFINE_integer("kills", 20, "How often.", 1)
+_SEED = flags.DEFINE_integer("seed", 0, "Of the points in time.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Where to; without it, a temporary folder.")
+
+STAGES = ("understanding", "generation")
+TABLE = "{:>4}  {:<13}  {:<8}  {:>10}  {:>10}  {:>10}"
+
+
+def main(_: list[str]) -> None:
+    """Runs unbroken, runs broken, compares."""
+    logging.set_verbosity(logging.WARNING)  # orbax tells every step otherwise
+    with contextlib.ExitStack() as stack:
+        folder = _WORKDIR.value or stack.enter_context(tempfile.TemporaryDirectory())
+        unbroken, broken = Path(folder, "unbroken"), Path(folder, "broken")
+        steps = 5 * _KILLS.value  # of each stage: a kill comes a few steps after the one before
+        # Small programs run in no time however they are compiled; unoptimised they compile in half.
+        os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+        _finish(unbroken, steps)
+        _break(broken, steps)
+        _finish(broken, steps)
+        sys.exit(_compare(unbroken, broken, steps))
+
+
+def train(workdir: Path, steps: int) -> None:
+    """What a killed process did: everything that the command does after its flags."""
+    with open(f"{workdir}.log", "a", encoding="utf-8", buffering=1) as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+    from configs import tiny
+    from gac_jax import cli
+    from gac_jax.training import stages
+
+    cli.use_compilation_cache()
+    config = tiny.get_config()
+    small = {"width": 16, "depth": 1, "acoustic_width": 16, "acoustic_depth": 1}
+    config.encoder.update(**small, acoustic_mels=16, acoustic_features=16)
+    config.quantizer.update(width=16, semantic_dim=8, residual_dim=8)
+    config.decoder.update(width=64, depth=2)
+    for stage in (config.understanding, config.generation):
+        stage.update(steps=steps, batch_size=2, save_every=2, log_every=1)
+    config.understanding.crop_frames = 4
+    stages.run(config, workdir)
+
+
+def _start(workdir: Path, steps: int) -> multiprocessing.process.BaseProcess:
+    context = multiprocessing.get_context("forkserver")  # one that has imported all, for all
+    context.set_forkserver_preload(["configs.tiny", "gac_jax.cli", "gac_jax.training.stages"])
+    process = context.Process(target=train, args=(workdir, steps))
+    process.start()
+    return process
+
+
+def _finish(workdir: Path, steps: int) -> None:
+    process = _start(workdir, steps)
+    process.join()
+    if process.exitcode:
+        raise RuntimeError(f"a run failed: see {workdir}.log")
+
+
+def _break(workdir: Path, steps: int) -> None:
+    """Starts and kills, and starts again."""
+    draw = random.Random(_SEED.value)
+    print(TABLE.format("kill", "stage", "moment", "went on at", "last whole", "half there"))
+    for number in range(1, _KILLS.value + 1):
+        (_, first), drafts, saving = _place(workdir), _drafts(workdir), number % 2 == 0
+        process = _start(workdir, steps)
+        while not _drafts(workdir) - drafts if saving else _place(workdir)[1] == first:
+            if process.exitcode is not None:
+                raise RuntimeError(f"a run came to its end before its time: see {workdir}.log")
+            time.sleep(0.001)
+        time.sleep(draw.uniform(0.0, 0.05 if saving else 0.2))
+        process.kill()
+        process.join()
+        stage, last = _place(workdir)
+        moment = "saving" if saving else "anywhere"
+        row = (number, stage, moment, first, last, len(_drafts(workdir)))
+        print(TABLE.format(*row), flush=True)
+
+
+def _place(workdir: Path) -> tuple[str, int]:
+    """The stage that runs, and the step of its newest whole checkpoint."""
+    from gac_jax.training.checkpoints import latest_step
+
+    steps = {stage: latest_step(str(workdir / stage)) or 0 for stage in STAGES}
+    stage = max(STAGES, key=lambda name: (steps[name] > 0, STAGES.index(name)))
+    return stage, steps[stage]
+
+
+def _drafts(workdir: Path) -> set[int]:
+    """Checkpoints that are only half there; one that is written anew is another."""
+    found: set[int] = set()
+    for path in workdir.glob("*/checkpoints/*tmp*"):
+        with contextlib.suppress(FileNotFoundError):  # it has just become whole
+            found.add(path.stat().st_ino)
+    return found
+
+
+def _compare(unbroken: Path, broken: Path, steps: int) -> int:
+    """Prints what is equal; returns the exit code."""
+    import numpy as np
+    import orbax.checkpoint as ocp
+    from jax import tree
+
+    def states(workdir: Path) -> list[np.ndarray]:
+        places = [workdir / stage / "checkpoints" / str(steps) / "state" for stage in STAGES]
+        with ocp.StandardCheckpointer() as reader:
+            return [np.asarray(x) for place in places for x in tree.leaves(reader.restore(place))]
+
+    pairs = list(zip(states(unbroken), states(broken), strict=True))
+    equal = sum(np.array_equal(a, b) for a, b in pairs)
+    models = [path / "model" / "weights.safetensors" for path in (unbroken, broken)]
+    same = models[0].read_bytes() == models[1].read_bytes()
+    print(f"arrays of the last states that are equal: {equal} of {len(pairs)}")
+    print(f"models equal: {'yes' if same else 'NO'}")
+    return 0 if same and equal == len(pairs) else 1
+
+
+if __name__ == "__main__":
+    app.run(main)
