@@ -7,10 +7,13 @@ paths end in the parameter's own. Layers stacked by `nn.scan` keep their leading
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
 from absl import logging
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -26,26 +29,49 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"(conv1|conv2)/kernel$", (None, "fsdp", "tensor")),
     (r"(basis|residual_codes|embedding)$", ("fsdp", None)),
     (r"kernel$", ("fsdp", None)),
-    (r"(bias|scale|null|subframe)$", ()),
+    (r"(bias|scale|null|lost)$", ()),
     (r"memory/.*$", ()),
-    (r"(step|count|skipped)$", ()),
+    (r"(step|count|skipped|ns_coeffs)$", ()),
 )
 
 
-def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
-    """A mesh over all devices with axes `AXES`; one size may be -1, "the rest".
+def make_mesh(
+    data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[Any] | None = None
+) -> Mesh:
+    """A mesh with axes `AXES`; one size may be -1, "the rest".
+
+    Where devices are in several slices (TPU slices or GPU nodes, with a slower network between
+    them), the axis `data`, which has the least to send, goes from slice to slice, and the others
+    stay within one.
+
+    Args:
+      data: size of the axis.
+      fsdp: see data.
+      tensor: see data.
+      devices: to use instead of all.
 
     Raises:
-      ValueError: the sizes do not multiply to the number of devices.
+      ValueError: the sizes do not multiply to the number of devices, or data is no multiple of the
+        number of slices.
     """
+    devices = jax.devices() if devices is None else devices
     sizes = [data, fsdp, tensor]
     known = int(np.prod([n for n in sizes if n != -1]))
-    devices = jax.device_count()
-    sizes = [devices // known if n == -1 else n for n in sizes]
-    if int(np.prod(sizes)) != devices:
-        shape = dict(zip(AXES, sizes, strict=True))
-        raise ValueError(f"mesh {shape} does not use {devices} devices")
-    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    sizes = [len(devices) // known if n == -1 else n for n in sizes]
+    shape = dict(zip(AXES, sizes, strict=True))
+    if int(np.prod(sizes)) != len(devices):
+        raise ValueError(f"mesh {shape} does not use {len(devices)} devices")
+    types = (AxisType.Auto,) * len(AXES)
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices == 1:
+        return jax.make_mesh(tuple(sizes), AXES, axis_types=types, devices=devices)
+    if sizes[0] % slices:
+        raise ValueError(f"mesh {shape}: {slices} slices need data to be a multiple of {slices}")
+    within = (sizes[0] // slices, *sizes[1:])
+    grid = mesh_utils.create_hybrid_device_mesh(
+        within, (slices, 1, 1), devices, allow_split_physical_axes=True
+    )
+    return Mesh(grid, AXES, axis_types=types)
 
 
 def shardings(mesh: Mesh, tree: object) -> object:

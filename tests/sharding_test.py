@@ -1,6 +1,8 @@
-import importlib
+import contextlib
+import dataclasses
+import json
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,26 +12,17 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from gac_jax.scaling.compiler import Compiled, compile_and_listen
+from gac_jax.scaling.hlo import collectives, gathers_of
 from gac_jax.sharding import BATCH, make_mesh, shard_batch, shardings
-from gac_jax.training.optimizer import OptimizerConfig, make_optimizer, path_name
-from gac_jax.training.stages import build_task
-from gac_jax.training.state import TrainState, init_state, make_train_step
-from tests.tiny import batch, drawn, frozen_parts, generation, jit, understanding
+from gac_jax.training.optimizer import path_name
+from gac_jax.training.state import TrainState, make_train_step
+from tests.golden.make_sharding import CONFIGS, FOLDER, MESHES, abstract_state, table, text
+from tests.tiny import batch, drawn, frozen_parts, generation, understanding
 
 STAGES = ("understanding", "generation")
 # Adam would blow rounding up to whole steps wherever a gradient is next to nothing.
 MOMENTUM = optax.sgd(0.05, momentum=0.9)
-OPTIMIZER = make_optimizer(
-    OptimizerConfig(
-        learning_rate=1e-3,
-        warmup_steps=1,
-        final_fraction=0.1,
-        b2=0.99,
-        weight_decay=0.01,
-        clip_norm=1.0,
-    ),
-    steps=10,
-)
 
 
 def named(tree: Any) -> dict[str, Any]:
@@ -40,17 +33,20 @@ def array(*shape: int) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape, jnp.float32)
 
 
-@cache
-def abstract_state(preset: str, stage: str) -> TrainState:
-    task = build_task(stage, importlib.import_module(f"configs.{preset}").get_config())
-    return jax.eval_shape(lambda: init_state(task, OPTIMIZER, 0, {}))
+@pytest.mark.usefixtures("standard_promotion")
+@pytest.mark.parametrize("config", CONFIGS)
+def test_training_states_are_split_as_they_were(config: str) -> None:
+    golden = (FOLDER / f"{config}.json").read_text(encoding="utf-8")
+    # After a wanted change: python -m tests.golden.make_sharding
+    assert table(config) == json.loads(golden)
+    assert text(json.loads(golden)) == golden
 
 
 @pytest.mark.usefixtures("standard_promotion")
 @pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize("preset", ["tiny", "small", "xl"])
-def test_every_leaf_of_a_training_state_has_a_rule(preset: str, stage: str) -> None:
-    state = abstract_state(preset, stage)
+@pytest.mark.parametrize("config", CONFIGS)
+def test_every_leaf_of_a_training_state_has_a_rule(config: str, stage: str) -> None:
+    state = abstract_state(config, stage)
     layout = shardings(make_mesh(data=2, fsdp=2, tensor=2), state)
     assert jax.tree.structure(layout) == jax.tree.structure(state)
     for leaf, sharding in zip(jax.tree.leaves(state), jax.tree.leaves(layout), strict=True):
@@ -143,41 +139,114 @@ def test_rows_of_a_batch_are_spread_over_data_and_fsdp() -> None:
         assert found[name].sharding.shard_shape(value.shape)[0] == 2
 
 
-def steps(stage: str, mesh_sizes: tuple[int, int, int] | None) -> Any:
-    """State and metrics after two steps, on one device (None) or on a mesh, as the loop does."""
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """As much of a device as meshes ask for."""
+
+    id: int
+    slice_index: int
+    platform: str = "cpu"
+    device_kind: str = "cpu"
+    process_index: int = 0
+
+
+def test_slices_are_joined_by_the_data_axis() -> None:
+    mesh = make_mesh(data=4, tensor=2, devices=[Chip(i, slice_index=i % 2) for i in range(8)])
+    assert mesh.shape == {"data": 4, "fsdp": 1, "tensor": 2}
+    slices = [{chip.slice_index for chip in row.flat} for row in mesh.devices]
+    assert slices == [{0}, {0}, {1}, {1}]
+    assert {chip.id for chip in mesh.devices.flat} == set(range(8))
+
+
+def test_a_mesh_that_cuts_across_slices_is_refused() -> None:
+    with pytest.raises(ValueError, match="2 slices need data to be a multiple of 2"):
+        make_mesh(data=1, fsdp=8, devices=[Chip(i, slice_index=i // 4) for i in range(8)])
+
+
+class Step(NamedTuple):
+    """A training step, compiled, and what it takes."""
+
+    compiled: Compiled
+    state: TrainState
+    frozen: Any
+    rows: dict[str, jax.Array]
+
+
+@cache
+def compiled_step(stage: str, sizes: tuple[int, int, int] | None) -> Step:
+    """A step on one device (None) or on a mesh, as the loop has it."""
     task = understanding(listens=True) if stage == "understanding" else generation()
-    step = make_train_step(task, MOMENTUM, seed=0, ema_decay=0.9)
     params, zero = drawn(task.init), jnp.zeros((), jnp.int32)
     state = TrainState(zero, params, params, MOMENTUM.init(params), task.init_memory(params), zero)
-    frozen, rows, compiled = frozen_parts(), batch(), jit(step)
-    if mesh_sizes is not None:
-        mesh = make_mesh(*mesh_sizes)
+    frozen, rows, layouts, mesh = frozen_parts(), batch(), {}, None
+    if sizes is not None:
+        mesh = make_mesh(*sizes)
         layout, frozen_layout = shardings(mesh, state), shardings(mesh, frozen)
-        compiled = jit(
-            step,
-            in_shardings=(layout, frozen_layout, NamedSharding(mesh, BATCH)),
-            out_shardings=(layout, NamedSharding(mesh, P())),
-        )
         state, frozen = jax.device_put((state, frozen), (layout, frozen_layout))
         rows = shard_batch(mesh, jax.tree.map(np.asarray, rows))
-    state, first = compiled(state, frozen, rows)
-    state, second = compiled(state, frozen, rows)
+        layouts = {
+            "in_shardings": (layout, frozen_layout, NamedSharding(mesh, BATCH)),
+            "out_shardings": (layout, NamedSharding(mesh, P())),
+        }
+    step = jax.jit(make_train_step(task, MOMENTUM, seed=0, ema_decay=0.9), **layouts)
+    with jax.set_mesh(mesh) if mesh else contextlib.nullcontext():
+        lowered = step.lower(state, frozen, rows)
+    return Step(compile_and_listen(lowered, xla_backend_optimization_level=0), state, frozen, rows)
+
+
+def two_steps(step: Step) -> Any:
+    """State and metrics after two steps."""
+    run = step.compiled.program
+    state, first = run(step.state, step.frozen, step.rows)
+    state, second = run(state, step.frozen, step.rows)
     return state, first, second
 
 
 @pytest.fixture(scope="module")
 def alone() -> dict[str, Any]:
-    return {stage: steps(stage, None) for stage in STAGES}
+    return {stage: two_steps(compiled_step(stage, None)) for stage in STAGES}
 
 
-@pytest.mark.parametrize("mesh", [(8, 1, 1), (2, 4, 1), (2, 2, 2)])
+@pytest.mark.parametrize("mesh", MESHES.values(), ids=MESHES)
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_step_on_a_mesh_is_a_step_on_one_device(
     alone: dict[str, Any], stage: str, mesh: tuple[int, int, int]
 ) -> None:
-    found = steps(stage, mesh)
+    found = two_steps(compiled_step(stage, mesh))
     assert all(len(leaf.sharding.device_set) == 8 for leaf in jax.tree.leaves(found[0]))
     expected = named(alone[stage])
     for name, leaf in named(found).items():
         size = np.abs(expected[name]).max(initial=1e-3)
         np.testing.assert_allclose(leaf, expected[name], atol=1e-4 * size, err_msg=name)
+
+
+@pytest.mark.parametrize("mesh", MESHES.values(), ids=MESHES)
+@pytest.mark.parametrize("stage", STAGES)
+def test_no_chip_ever_holds_the_whole_model(stage: str, mesh: tuple[int, int, int]) -> None:
+    step = compiled_step(stage, mesh)
+    found = collectives(step.compiled.program.as_text())
+    kernels = {
+        leaf.shape
+        for name, leaf in named((step.state.params, step.frozen)).items()
+        if "/blocks/" in name and name.endswith("kernel")
+    }
+    assert len(kernels) > 3 and found
+    # Layers are gathered one at a time: never a parameter with the stack of all layers.
+    assert gathers_of(found, kernels) == []
+    assert step.compiled.complaints == []
+
+
+def test_gathering_all_layers_at_once_is_found() -> None:
+    mesh = make_mesh(data=2, fsdp=4)
+    split, rows = NamedSharding(mesh, P(None, "fsdp")), NamedSharding(mesh, BATCH)
+
+    def loss(kernels: jax.Array, x: jax.Array, whole: bool) -> jax.Array:
+        if whole:
+            kernels = jax.lax.with_sharding_constraint(kernels, NamedSharding(mesh, P()))
+        return jax.lax.scan(lambda h, kernel: (jnp.tanh(h @ kernel), None), x, kernels)[0]
+
+    for whole in (False, True):
+        step = jax.jit(loss, in_shardings=(split, rows), static_argnums=2)
+        program = compile_and_listen(step.lower(array(3, 16, 16), array(8, 16), whole)).program
+        found = gathers_of(collectives(program.as_text()), {(3, 16, 16)})
+        assert len(found) == whole
