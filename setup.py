@@ -23,6 +23,7 @@ INSTALL_REQUIRES = [
     # Data. The array_record files that tensorflow-datasets writes are read without TensorFlow.
     "grain>=0.2.18,<0.3",
     "tensorflow-datasets>=4.9.10,<5",
+    "array-record>=0.8",
     "importlib_resources>=6",  # imported by tensorflow-datasets, which does not declare it
     # Audio. soundfile reads and writes files, soxr resamples, librosa gives the mel filters.
     "librosa>=0.11",

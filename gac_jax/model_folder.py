@@ -1,7 +1,6 @@
 """A model as a folder: config.json, weights.safetensors and README.md (its card).
 
-The folder is all that `gac_jax.load` needs. Weights are stored as float32, bfloat16 or int8
-(matrices with one float32 scale per output channel; biases and norms stay float32) and always
+The folder is all that `gac_jax.load` needs. Weights are stored as `gac_jax.storage` says and always
 loaded as float32. The fingerprint is a digest of everything that gives codes their meaning:
 encoder, quantiser and their configuration, but not the decoder, so that decoders of any size
 trained on one frozen encoder read each other's files.
@@ -17,18 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import flax.traverse_util
-import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from gac_jax.errors import UserError
+from gac_jax.storage import STORAGE, from_storage, to_storage
 
 FORMAT = 1
-STORAGE = ("float32", "bfloat16", "int8")
 FINGERPRINTED = ("encoder", "quantizer")
-_SCALE = ":scale"
-_VECTORS = (".bias", ".scale")  # also where layers are stacked: their sizes differ widely by layer
 
 
 def save(
@@ -55,7 +51,7 @@ def save(
     """
     if storage not in STORAGE:
         raise ValueError(f"storage must be one of {STORAGE}, not {storage!r}")
-    tensors = _to_storage(_flatten(params), storage)
+    tensors = to_storage(_flatten(params), storage)
     if frozen:
         tensors = {k: v for k, v in tensors.items() if not _is_fingerprinted(k)} | frozen
     fingerprint = _fingerprint(config, tensors)
@@ -84,7 +80,7 @@ def load(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
       UserError: the folder is missing, incomplete, damaged or of a later format.
     """
     config, tensors = _read(folder)
-    return config, flax.traverse_util.unflatten_dict(_from_storage(tensors), sep=".")
+    return config, flax.traverse_util.unflatten_dict(from_storage(tensors), sep=".")
 
 
 def read_frozen(folder: Path) -> dict[str, np.ndarray]:
@@ -131,32 +127,6 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
 
 def _flatten(params: dict[str, Any]) -> dict[str, Any]:
     return flax.traverse_util.flatten_dict(params, sep=".")
-
-
-def _to_storage(tensors: dict[str, Any], storage: str) -> dict[str, np.ndarray]:
-    stored: dict[str, np.ndarray] = {}
-    for name, value in tensors.items():
-        array = np.asarray(value, np.float32, order="C")  # safetensors ignores strides
-        if storage == "int8" and array.ndim >= 2 and not name.endswith(_VECTORS):
-            stored[name], stored[name + _SCALE] = _quantize(array)
-        else:
-            stored[name] = array if storage != "bfloat16" else array.astype(jnp.bfloat16)
-    return stored
-
-
-def _from_storage(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return {
-        name: array.astype(np.float32) * tensors.get(name + _SCALE, np.float32(1.0))
-        for name, array in tensors.items()
-        if not name.endswith(_SCALE)
-    }
-
-
-def _quantize(array: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Symmetric int8 with one scale per index of every axis but the second to last."""
-    scale = np.max(np.abs(array), axis=-2, keepdims=True) / 127.0
-    scale = np.where(scale == 0.0, 1.0, scale).astype(np.float32)
-    return np.round(array / scale).astype(np.int8), scale
 
 
 def _fingerprint(config: dict[str, Any], tensors: dict[str, np.ndarray]) -> bytes:
