@@ -30,7 +30,7 @@ fi
 run() {
   if [[ ! $dry_run ]]; then
     "$@"
-    return
+    return $? # by itself, it would return in a trap what was there before
   fi
   local word quote="'"
   for word in "$@"; do
