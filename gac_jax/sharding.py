@@ -24,6 +24,7 @@ BATCH = P(("data", "fsdp"))
 
 # First match wins. A spec covers the last axes of an array; () replicates it.
 RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
+    (r"basis_map/kernel$", ()),  # small; split, XLA's partitioner copies it from layout to layout
     (r"(query|key|value|gate|mlp_in|expand|affine|unfold)/kernel$", ("fsdp", "tensor")),
     (r"(out|mlp_out|project)/kernel$", ("tensor", "fsdp")),
     (r"(conv1|conv2)/kernel$", (None, "fsdp", "tensor")),

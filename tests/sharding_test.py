@@ -178,7 +178,7 @@ def compiled_step(stage: str, sizes: tuple[int, int, int] | None) -> Step:
     task = understanding(listens=True) if stage == "understanding" else generation()
     params, zero = drawn(task.init), jnp.zeros((), jnp.int32)
     state = TrainState(zero, params, params, MOMENTUM.init(params), task.init_memory(params), zero)
-    frozen, rows, layouts, mesh = frozen_parts(), batch(), {}, None
+    frozen, rows, layouts, mesh = frozen_parts(), batch(rows=24), {}, None
     if sizes is not None:
         mesh = make_mesh(*sizes)
         layout, frozen_layout = shardings(mesh, state), shardings(mesh, frozen)
