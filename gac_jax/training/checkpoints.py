@@ -11,7 +11,9 @@ import contextlib
 import logging
 import os
 import re
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -23,6 +25,7 @@ from gac_jax.training.optimizer import path_name
 from gac_jax.training.state import TrainState
 
 FOLDER = "checkpoints"  # within the folder of a stage
+DRAFT = ".orbax-checkpoint-tmp"  # how orbax ends the name of a checkpoint that is not whole
 
 
 class Checkpoints:
@@ -42,10 +45,11 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(
             save_decision_policy=save_decision_policy.FixedIntervalPolicy(every),
             preservation_policy=preservation_policy.LatestN(keep),
-            cleanup_tmp_directories=True,  # what a killed run left takes room
         )
         handlers = {"state": ocp.StandardCheckpointHandler(), "config": ocp.JsonCheckpointHandler()}
         self._folder = os.path.abspath(os.path.join(stage_folder, FOLDER))
+        if jax.process_index() == 0:
+            _remove_drafts(self._folder)
         with self._writing():
             self._manager = ocp.CheckpointManager(
                 self._folder, options=options, item_handlers=handlers
@@ -116,6 +120,15 @@ class Checkpoints:
                 f"{self._folder}: a checkpoint cannot be written ({reason}); see to that, then run "
                 "again to go on from the one before"
             ) from error
+
+
+def _remove_drafts(folder: str) -> None:
+    """Frees the room of what killed runs left half written.
+
+    Orbax offers it, but does it in a thread that the first save may run into.
+    """
+    for draft in Path(folder).glob(f"*{DRAFT}"):
+        shutil.rmtree(draft, ignore_errors=True)
 
 
 def latest_step(stage_folder: str) -> int | None:
