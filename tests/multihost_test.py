@@ -116,5 +116,6 @@ def test_what_two_saved_one_restores_bit_for_bit(clips: Path, finished: Path) ->
 def test_only_the_first_process_prints(finished: Path) -> None:
     first, second = ((finished / f"out-{number}").read_text() for number in range(2))
     assert "process group: 2 processes, 8 devices\n" in first and "train step 1:" in first
-    told = [line for line in second.splitlines() if "[Gloo]" not in line]
+    # Gloo's threads write into each other's lines.
+    told = [line for line in second.splitlines() if not re.search(r"Gloo|peer ranks|^\s*$", line)]
     assert told == []
