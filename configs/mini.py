@@ -13,7 +13,7 @@ from configs import base
 
 
 def get_config() -> ConfigDict:
-    """Sized so that int8 weights stay below 25 MB; steps for some 90 minutes of two CPU cores."""
+    """Sized so that int8 weights stay below 25 MB; steps for some two hours of two CPU cores."""
     config = base.get_config()
     config.name = "mini"
     config.encoder.update(width=384, depth=4, num_heads=6)

@@ -26,7 +26,7 @@ from gac_jax.models.flow_decoder import Condition, DecoderConfig, FlowDecoder
 from gac_jax.models.quantizer import Quantizer, QuantizerConfig
 from gac_jax.rates import FRAME_SAMPLES, MDCT_PER_FRAME, SAMPLE_RATE
 from gac_jax.signal.audio_io import AudioReader, to_mono_32k
-from gac_jax.signal.loudness import block_levels, gain_curve, normalise
+from gac_jax.signal.loudness import block_levels, normalise, restored
 from gac_jax.signal.mdct import expand, imdct
 from gac_jax.stages.generation import init_decoder
 from gac_jax.windows import Window, cut, join, plan
@@ -223,7 +223,8 @@ class Codec:
         codes = tokens.codes if lost is None else np.where(_mask(lost, tokens), -1, tokens.codes)
         jobs = ((window, codes) for window in self.plan(tokens.num_frames))
         results = self._batched(jobs, lambda job: job[0], partial(self._run_decode, sampling))
-        return _restored(join((job[0], wave) for job, wave in results), tokens)
+        waves = join((job[0], wave) for job, wave in results)
+        return restored(waves, tokens.levels, tokens.num_samples)
 
     def decode_batch(
         self,
@@ -247,7 +248,7 @@ class Codec:
         for (window, index, _), wave in self._batched(jobs, lambda job: job[0], run):
             pieces[index].append((window.start, (window, wave)))
         return [
-            np.concatenate(list(_restored(join(_in_order(own)), tokens)))
+            np.concatenate(list(restored(join(_in_order(own)), tokens.levels, tokens.num_samples)))
             for own, tokens in zip(pieces, batch, strict=True)
         ]
 
@@ -442,13 +443,4 @@ def _normalised(stream: Blocks, levels: np.ndarray) -> Iterator[np.ndarray]:
     position = 0
     for block in stream:
         yield normalise(block, levels, position)
-        position += block.size
-
-
-def _restored(blocks: Iterable[np.ndarray], tokens: Tokens) -> Iterator[np.ndarray]:
-    """Gives decoded blocks their loudness back and ends at the last sample."""
-    position = 0
-    for block in blocks:
-        block = block[: tokens.num_samples - position]
-        yield block * gain_curve(tokens.levels, position, block.size)
         position += block.size

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from safetensors.numpy import save
 from gac_jax.bitstream import Tokens
 from gac_jax.errors import UserError
 from gac_jax.rates import MDCT_PER_FRAME
-from gac_jax.signal.loudness import gain_curve
+from gac_jax.signal.loudness import restored
 from gac_jax.storage import from_storage
 from gac_jax.windows import Window, join, plan
 
@@ -77,7 +76,7 @@ class Decoder:
             raise UserError(f"seed must be 0 .. 2^32 - 1, not {seed}")
         windows = plan(tokens.num_frames, self.record["window"])
         pieces = ((window, self._run(tokens, window, seed)) for window in windows)
-        return np.concatenate(list(_restored(join(pieces), tokens)))
+        return np.concatenate(list(restored(join(pieces), tokens.levels, tokens.num_samples)))
 
     def _run(self, tokens: Tokens, window: Window, seed: int) -> np.ndarray:
         codes = np.zeros((1, self.record["codebooks"], window.bucket), np.int32)
@@ -135,12 +134,3 @@ def _digest(record: dict[str, Any], tensors: dict[str, np.ndarray]) -> str:
 
 def _numbers(version: str) -> tuple[int, ...]:
     return tuple(map(int, version.split(".")))
-
-
-def _restored(blocks: Iterator[np.ndarray], tokens: Tokens) -> Iterator[np.ndarray]:
-    """Gives decoded blocks their loudness back and ends at the last sample."""
-    position = 0
-    for block in blocks:
-        block = block[: tokens.num_samples - position]
-        yield block * gain_curve(tokens.levels, position, block.size)
-        position += block.size

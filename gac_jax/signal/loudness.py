@@ -7,7 +7,7 @@ audio of about unit RMS. A level byte is 0 for digital silence; otherwise a bloc
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
@@ -85,6 +85,23 @@ def normalise(wave: np.ndarray, levels: np.ndarray, start: int) -> np.ndarray:
     """
     gain = gain_curve(levels, start, len(wave))
     return np.divide(wave, gain, out=np.zeros_like(wave), where=gain > 0)
+
+
+def restored(
+    blocks: Iterable[np.ndarray], levels: np.ndarray, num_samples: int
+) -> Iterator[np.ndarray]:
+    """Gives decoded blocks their loudness back and ends at the last sample.
+
+    Args:
+      blocks: float32 waves of about unit RMS, one after the other.
+      levels: of the whole clip.
+      num_samples: length of the clip.
+    """
+    position = 0
+    for block in blocks:
+        block = block[: num_samples - position]
+        yield block * gain_curve(levels, position, block.size)
+        position += block.size
 
 
 def _energy(wave: np.ndarray) -> float:

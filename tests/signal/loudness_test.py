@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from gac_jax.signal.loudness import BLOCK_SAMPLES, block_levels, gain_curve, normalise
+from gac_jax.signal.loudness import BLOCK_SAMPLES, block_levels, gain_curve, normalise, restored
 
 
 def blocks_of(levels_db: list[float], tail: int = 0) -> np.ndarray:
@@ -127,3 +127,13 @@ def test_a_piece_is_divided_by_its_place_on_the_curve() -> None:
     np.testing.assert_array_equal(
         normalise(wave[start : start + 1_400], levels, start), whole[start : start + 1_400]
     )
+
+
+def test_restored_blocks_are_the_wave_times_its_gain_up_to_its_end(
+    rng: np.random.Generator,
+) -> None:
+    levels, wave = np.asarray([200, 220], np.uint8), rng.standard_normal(500_000)
+    blocks = np.split(wave.astype(np.float32), [100_000, 330_000])
+    found = np.concatenate(list(restored(blocks, levels, 400_001)))
+    expected = wave[:400_001].astype(np.float32) * gain_curve(levels, 0, 400_001)
+    np.testing.assert_array_equal(found, expected)
