@@ -2,8 +2,9 @@
 
     python benchmarks/kills.py --kills=20
 
-Both stages train on the bundled clips at a size that compiles in seconds: once unbroken, and once
-with `kill -9` between or within steps, and every second time while a checkpoint is being written.
+Both stages train at a size that compiles in seconds, or with --tiny at that of `configs/tiny.py`:
+once unbroken, and once with `kill -9` between or within steps, and every second time while a
+checkpoint is being written.
 Prints a table of the kills, and whether the two runs end with the same states and the same model,
 bit for bit; exits with 1 if not.
 """
@@ -20,9 +21,12 @@ import time
 from pathlib import Path
 
 from absl import app, flags, logging
+from ml_collections import ConfigDict
 
 _KILLS = flags.DEFINE_integer("kills", 20, "How often.", 1)
 _SEED = flags.DEFINE_integer("seed", 0, "Of the points in time.")
+_TINY = flags.DEFINE_boolean("tiny", False, "Train `tiny` as it is, which takes minutes.")
+_ROOT = flags.DEFINE_string("root", "", "Of the audio; by default the bundled clips.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where to; without it, a temporary folder.")
 
 STAGES = ("understanding", "generation")
@@ -34,6 +38,7 @@ def main(_: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)  # orbax tells every step otherwise
     with contextlib.ExitStack() as stack:
         folder = _WORKDIR.value or stack.enter_context(tempfile.TemporaryDirectory())
+        Path(folder).mkdir(parents=True, exist_ok=True)
         unbroken, broken = Path(folder, "unbroken"), Path(folder, "broken")
         steps = 5 * _KILLS.value  # of each stage: a kill comes a few steps after the one before
         # Small programs run in no time however they are compiled; unoptimised they compile in half.
@@ -44,7 +49,7 @@ def main(_: list[str]) -> None:
         sys.exit(_compare(unbroken, broken, steps))
 
 
-def train(workdir: Path, steps: int) -> None:
+def train(workdir: Path, steps: int, whole: bool, root: str) -> None:
     """What a killed process did: everything that the command does after its flags."""
     with open(f"{workdir}.log", "a", encoding="utf-8", buffering=1) as log:
         os.dup2(log.fileno(), 1)
@@ -55,20 +60,27 @@ def train(workdir: Path, steps: int) -> None:
 
     cli.use_compilation_cache()
     config = tiny.get_config()
+    if not whole:
+        _shrink(config)
+    config.data.root = root
+    for stage in (config.understanding, config.generation):
+        stage.update(steps=steps, save_every=2, log_every=1)
+    stages.run(config, workdir)
+
+
+def _shrink(config: ConfigDict) -> None:
     small = {"width": 16, "depth": 1, "acoustic_width": 16, "acoustic_depth": 1}
     config.encoder.update(**small, acoustic_mels=16, acoustic_features=16)
     config.quantizer.update(width=16, semantic_dim=8, residual_dim=8)
     config.decoder.update(width=64, depth=2)
-    for stage in (config.understanding, config.generation):
-        stage.update(steps=steps, batch_size=2, save_every=2, log_every=1)
-    config.understanding.crop_frames = 4
-    stages.run(config, workdir)
+    config.understanding.update(batch_size=2, crop_frames=4)
+    config.generation.batch_size = 2
 
 
 def _start(workdir: Path, steps: int) -> multiprocessing.process.BaseProcess:
     context = multiprocessing.get_context("forkserver")  # one that has imported all, for all
     context.set_forkserver_preload(["configs.tiny", "gac_jax.cli", "gac_jax.training.stages"])
-    process = context.Process(target=train, args=(workdir, steps))
+    process = context.Process(target=train, args=(workdir, steps, _TINY.value, _ROOT.value))
     process.start()
     return process
 
@@ -81,23 +93,32 @@ def _finish(workdir: Path, steps: int) -> None:
 
 
 def _break(workdir: Path, steps: int) -> None:
-    """Starts and kills, and starts again."""
-    draw = random.Random(_SEED.value)
+    """Starts and kills, and starts again; the later half of the kills is of the later stage."""
+    draw, late = random.Random(_SEED.value), 1.0 if _TINY.value else 0.2  # a few steps, seconds
     print(TABLE.format("kill", "stage", "moment", "went on at", "last whole", "half there"))
     for number in range(1, _KILLS.value + 1):
-        (_, first), drafts, saving = _place(workdir), _drafts(workdir), number % 2 == 0
+        place, drafts, saving = _place(workdir), _drafts(workdir), number % 2 == 0
+        stage = STAGES[2 * number > _KILLS.value]
         process = _start(workdir, steps)
-        while not _drafts(workdir) - drafts if saving else _place(workdir)[1] == first:
+        while not _due(workdir, stage, place, drafts if saving else None):
             if process.exitcode is not None:
                 raise RuntimeError(f"a run came to its end before its time: see {workdir}.log")
-            time.sleep(0.001)
-        time.sleep(draw.uniform(0.0, 0.05 if saving else 0.2))
+            time.sleep(0.01)
+        time.sleep(draw.uniform(0.0, 0.05 if saving else late))
         process.kill()
         process.join()
         stage, last = _place(workdir)
         moment = "saving" if saving else "anywhere"
-        row = (number, stage, moment, first, last, len(_drafts(workdir)))
+        row = (number, stage, moment, place[1], last, len(_drafts(workdir)))
         print(TABLE.format(*row), flush=True)
+
+
+def _due(workdir: Path, stage: str, place: tuple[str, int], drafts: set[int] | None) -> bool:
+    """Whether `stage` has a new checkpoint: a whole one, or another draft than `drafts`."""
+    now = _place(workdir)
+    if STAGES.index(now[0]) < STAGES.index(stage):
+        return False
+    return now != place if drafts is None else bool(_drafts(workdir) - drafts)
 
 
 def _place(workdir: Path) -> tuple[str, int]:

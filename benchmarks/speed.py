@@ -34,7 +34,7 @@ from gac_jax.bitstream import Tokens
 from gac_jax.codec import GUIDANCE_INTERVAL, Codec
 from gac_jax.flow import time_grid
 from gac_jax.models.flow_decoder import DecoderConfig, FlowDecoder
-from gac_jax.rates import FRAME_SAMPLES, MDCT_PER_FRAME, SAMPLE_RATE
+from gac_jax.rates import FRAME_SAMPLES, SAMPLE_RATE, SPECTRA_PER_FRAME
 from gac_jax.sharding import make_mesh, shard_batch, shardings
 from gac_jax.training.optimizer import OptimizerConfig, make_optimizer
 from gac_jax.training.stages import build_task
@@ -118,7 +118,7 @@ def train(config: ConfigDict, peaks: Peaks) -> Iterator[Row]:
     batch = _training_batch(crops, stage.crop_frames)
     _, params = _random_model(config)
     size = sum(x.size for x in jax.tree.leaves(params["decoder"]))
-    rule = 6.0 * size * crops * stage.crop_frames * MDCT_PER_FRAME
+    rule = 6.0 * size * crops * stage.crop_frames * SPECTRA_PER_FRAME
     for precision, peak in peaks.items():
         with jax.set_mesh(mesh), jax.default_matmul_precision(precision):
             counted, spent, held = _time_updates(config, params, batch, mesh)
@@ -201,8 +201,7 @@ def _random_model(config: ConfigDict) -> tuple[Row, Any]:
         "quantizer": config.quantizer.to_dict(),
         "decoder": config.decoder.to_dict(),
         "window": config.generation.crop_frames,
-        "companding": config.generation.objective.companding,
-        "sampling": {k: config.sampling[k] for k in ("steps", "solver", "guidance")},
+        "sampling": {k: config.sampling[k] for k in model_folder.SAMPLING},
         "fingerprint": bytes(8).hex(),
     }
     rng = np.random.default_rng(0)
@@ -224,7 +223,7 @@ def _tokens(codec: Codec, seconds: float) -> Tokens:
 
 
 def _decode_flops(codec: Codec, frames: int, steps: int, guidance: float) -> float:
-    """Products of the network in a clip's windows; padding, code embedding and MDCT left out."""
+    """Products of the network in a clip's windows; padding, code embedding and phases left out."""
     times = np.asarray(time_grid(steps))[:-1]
     first, last = GUIDANCE_INTERVAL
     twice = np.sum((times >= first) & (times <= last)) if guidance != 1.0 else 0
@@ -235,7 +234,7 @@ def _decode_flops(codec: Codec, frames: int, steps: int, guidance: float) -> flo
 
 def _evaluation_flops(codec: Codec, frames: int) -> float:
     config = DecoderConfig(**codec.config["decoder"])
-    spectrum = jax.ShapeDtypeStruct((1, frames * MDCT_PER_FRAME, config.bins), np.float32)
+    spectrum = jax.ShapeDtypeStruct((1, frames * SPECTRA_PER_FRAME, config.bins), np.float32)
     condition = jax.ShapeDtypeStruct((1, frames, config.width), np.float32)
     params = {"params": codec.abstract_params()["decoder"]}
     arguments = (spectrum, np.zeros(1, np.float32), condition, np.full(1, frames, np.int32))

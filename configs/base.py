@@ -72,6 +72,7 @@ def get_config() -> ConfigDict:
     sampling.steps = 16  # network evaluations of the Euler solver
     sampling.solver = "euler"  # or "heun"
     sampling.guidance = 1.5  # classifier-free guidance weight; 1 is none
+    sampling.temperature = 1.0  # deviation of the noise; below 1 is plainer and safer
     sampling.storage = "float32"  # of shipped weights: float32, bfloat16 or int8
     return config
 
@@ -111,11 +112,8 @@ def _generation() -> ConfigDict:
     stage.objective.drop_codes = 0.1  # share of crops without condition, for guidance
     stage.objective.time_mean = -0.4  # of logit t; below 0 leans to the noise end
     stage.objective.time_std = 1.0  # of logit t
-    stage.objective.companding = 0.5  # exponent e of sign(c)|c|^e
-    stage.objective.auditory_weight = 0.5  # 0: all bins alike; 1: by auditory filters per hertz
-    stage.objective.envelope_weight = 1.0  # 0: loud and soft alike; 2: by power
     stage.objective.lose_frames = 0.1  # share of crops that lose a fifth of their code frames
-    stage.objective.scale_steps = 200  # steps that measure the per-bin deviation
+    stage.objective.scale_steps = 200  # steps that measure each band's mean and deviation
     return stage
 
 

@@ -33,15 +33,17 @@ def pack(
     steps: int | None = None,
     solver: str | None = None,
     guidance: float | None = None,
+    temperature: float | None = None,
 ) -> bytes:
     """Compiles a model's decoder.
 
     Args:
       model: see `gac_jax.load`.
       platforms: of `PLATFORMS`; none of them need be at hand.
-      steps: solver steps; None takes the model's default, as for solver and guidance.
+      steps: solver steps; None takes the model's default, here and below.
       solver: 'euler' or 'heun'.
       guidance: classifier-free guidance weight, 1 for none.
+      temperature: deviation of the noise, 0 .. 2.
 
     Returns:
       A .gacx file. Its record has the model's name, fingerprint, window (code frames) and number
@@ -54,7 +56,12 @@ def pack(
     _check(platforms)
     folder = codec.find(model)
     sender = codec.load(folder)
-    given = {"steps": steps, "solver": solver, "guidance": guidance}
+    given = {
+        "steps": steps,
+        "solver": solver,
+        "guidance": guidance,
+        "temperature": temperature,
+    }
     chosen: dict[str, Any] = {k: v for k, v in given.items() if v is not None}
     stored = load_file(folder / "weights.safetensors")
     weights = {name: array for name, array in stored.items() if not name.startswith("encoder.")}

@@ -24,10 +24,11 @@ from gac_jax.errors import UserError
 from gac_jax.models.encoder import EncoderConfig, Features
 from gac_jax.models.flow_decoder import Condition, DecoderConfig, FlowDecoder
 from gac_jax.models.quantizer import Quantizer, QuantizerConfig
-from gac_jax.rates import FRAME_SAMPLES, MDCT_PER_FRAME, SAMPLE_RATE
+from gac_jax.rates import FRAME_SAMPLES, SAMPLE_RATE, SPECTRA_PER_FRAME
 from gac_jax.signal.audio_io import AudioReader, to_mono_32k
+from gac_jax.signal.griffin_lim import griffin_lim
+from gac_jax.signal.log_spectrum import magnitudes
 from gac_jax.signal.loudness import block_levels, normalise, restored
-from gac_jax.signal.mdct import expand, imdct
 from gac_jax.stages.generation import init_decoder
 from gac_jax.windows import Window, cut, join, plan
 
@@ -45,12 +46,14 @@ class Sampling(NamedTuple):
       steps: solver steps; Heun evaluates the network twice a step.
       solver: 'euler' or 'heun'.
       guidance: weights of classifier-free guidance at each number of residual codebooks; 1 is none.
+      temperature: deviation of the noise; 1 samples what the model has learnt, 0 keeps to the mean.
       seed: of the noise, 0 .. 2^32 - 1.
     """
 
     steps: int
     solver: str
     guidance: tuple[float, ...]
+    temperature: float
     seed: int
 
 
@@ -187,6 +190,7 @@ class Codec:
         steps: int | None = None,
         solver: str | None = None,
         guidance: float | None = None,
+        temperature: float | None = None,
         lost: npt.ArrayLike | None = None,
     ) -> np.ndarray:
         """Decodes tokens.
@@ -194,9 +198,10 @@ class Codec:
         Args:
           tokens: made by a model with this codec's fingerprint.
           seed: of the noise; the same seed gives the same audio.
-          steps: solver steps; None takes the model's default, as for solver and guidance.
+          steps: solver steps; None takes the model's default, here and below.
           solver: 'euler' or 'heun'.
           guidance: classifier-free guidance weight, 1 for none.
+          temperature: deviation of the noise, 0 .. 2; below 1 is plainer and safer.
           lost: (N,) bool, code frames that did not arrive; they are filled in from the others.
 
         Returns:
@@ -205,7 +210,7 @@ class Codec:
         Raises:
           UserError: tokens of another model, or settings out of range.
         """
-        blocks = self.decode_blocks(tokens, seed, steps, solver, guidance, lost)
+        blocks = self.decode_blocks(tokens, seed, steps, solver, guidance, temperature, lost)
         return np.concatenate(list(blocks))
 
     def decode_blocks(
@@ -215,11 +220,12 @@ class Codec:
         steps: int | None = None,
         solver: str | None = None,
         guidance: float | None = None,
+        temperature: float | None = None,
         lost: npt.ArrayLike | None = None,
     ) -> Iterator[np.ndarray]:
         """Decodes tokens piece by piece in constant memory; see `decode`."""
         self._check(tokens)
-        sampling = self._sampling(seed, steps, solver, guidance)
+        sampling = self._sampling(seed, steps, solver, guidance, temperature)
         codes = tokens.codes if lost is None else np.where(_mask(lost, tokens), -1, tokens.codes)
         jobs = ((window, codes) for window in self.plan(tokens.num_frames))
         results = self._batched(jobs, lambda job: job[0], partial(self._run_decode, sampling))
@@ -233,11 +239,12 @@ class Codec:
         steps: int | None = None,
         solver: str | None = None,
         guidance: float | None = None,
+        temperature: float | None = None,
     ) -> list[np.ndarray]:
         """Decodes clips of any lengths and rates; each sounds as it would alone. See `decode`."""
         for tokens in batch:
             self._check(tokens)
-        sampling = self._sampling(seed, steps, solver, guidance)
+        sampling = self._sampling(seed, steps, solver, guidance, temperature)
         jobs = (
             (window, index, tokens.codes)
             for index, tokens in enumerate(batch)
@@ -253,22 +260,27 @@ class Codec:
         ]
 
     def window_decoder(
-        self, steps: int | None = None, solver: str | None = None, guidance: float | None = None
+        self,
+        steps: int | None = None,
+        solver: str | None = None,
+        guidance: float | None = None,
+        temperature: float | None = None,
     ) -> Callable[..., jax.Array]:
         """What `decode` compiles for its windows, with the settings of the solver fixed.
 
         Returns:
           A function of params, codes (B, K, N) int32, rate, frames and start, each (B,) int32, and
-          seed () uint32 that returns (B, N * 2560) float32; start counts MDCT frames.
+          seed () uint32 that returns (B, N * 2560) float32; start counts spectra.
 
         Raises:
           UserError: settings out of range, see `decode`.
         """
-        sampling = self._sampling(0, steps, solver, guidance)
+        sampling = self._sampling(0, steps, solver, guidance, temperature)
         return partial(
             self._decode,
             times=flow.time_grid(sampling.steps),
             guidance=jnp.array(sampling.guidance, jnp.float32),
+            temperature=jnp.float32(sampling.temperature),
             solver=sampling.solver,
             guided=set(sampling.guidance) != {1.0},
         )
@@ -282,12 +294,12 @@ class Codec:
             encoder = self._features.init(key, wave, frames)
             features = self._features.apply(encoder, wave, frames)
             quantizer = self._quantizer.init(key, *features, frames, frames)
-            width = self._quantizer.config.width
+            width, bins = self._quantizer.config.width, self._decoder.config.bins
             return {
                 "encoder": encoder["params"],
                 "quantizer": quantizer["params"],
                 "decoder": init_decoder(self._decoder, width, key),
-                "spectrum": {"scale": jnp.zeros((self._decoder.config.bins,))},
+                "spectrum": {name: jnp.zeros((bins,)) for name in ("mean", "scale")},
             }
 
         return jax.eval_shape(init)
@@ -301,7 +313,12 @@ class Codec:
             )
 
     def _sampling(
-        self, seed: int, steps: int | None, solver: str | None, guidance: float | None
+        self,
+        seed: int,
+        steps: int | None,
+        solver: str | None,
+        guidance: float | None,
+        temperature: float | None,
     ) -> Sampling:
         default = self.config["sampling"]
         weight = default["guidance"] if guidance is None else guidance  # one, or one for each rate
@@ -309,6 +326,7 @@ class Codec:
             steps=default["steps"] if steps is None else steps,
             solver=default["solver"] if solver is None else solver,
             guidance=tuple(np.broadcast_to(weight, self.num_codebooks).tolist()),
+            temperature=default["temperature"] if temperature is None else temperature,
             seed=seed,
         )
         if not 1 <= sampling.steps <= 1000:
@@ -317,6 +335,8 @@ class Codec:
             raise UserError(f"solver must be {' or '.join(flow.SOLVERS)}, not {sampling.solver!r}")
         if not all(0.0 <= weight <= 20.0 for weight in sampling.guidance):
             raise UserError(f"guidance must be 0 .. 20, not {weight}")
+        if not 0.0 <= sampling.temperature <= 2.0:
+            raise UserError(f"temperature must be 0 .. 2, not {sampling.temperature}")
         if not 0 <= seed < 2**32:
             raise UserError(f"seed must be 0 .. 2^32 - 1, not {seed}")
         return sampling
@@ -357,7 +377,7 @@ class Codec:
             window, all_codes = job[0], job[-1]
             codes[row, : len(all_codes), : window.frames] = all_codes[:, window.start : window.end]
             rate[row], frames[row] = len(all_codes) - 1, window.frames
-            start[row] = window.start * MDCT_PER_FRAME
+            start[row] = window.start * SPECTRA_PER_FRAME
         wave = self._decode_windows(
             self._params,
             codes,
@@ -367,6 +387,7 @@ class Codec:
             np.uint32(sampling.seed),
             flow.time_grid(sampling.steps),
             np.array(sampling.guidance, np.float32),
+            np.float32(sampling.temperature),
             solver=sampling.solver,
             guided=set(sampling.guidance) != {1.0},
         )
@@ -389,10 +410,11 @@ class Codec:
         seed: jax.Array,
         times: jax.Array,
         guidance: jax.Array,
+        temperature: jax.Array,
         solver: str,
         guided: bool,
     ) -> jax.Array:
-        """(B, K, bucket) codes to (B, bucket * 2560) samples: Eq. 11, then the inverse MDCT.
+        """(B, K, bucket) codes to (B, bucket * 2560) samples: Eq. 11, then phases that fit.
 
         A frame whose semantic code is -1 was lost.
         """
@@ -419,11 +441,15 @@ class Codec:
             doubled = partial(velocity, both)
             weight = guidance[rate][:, None, None]
             velocity_fn = flow.guided(velocity_fn, doubled, weight, GUIDANCE_INTERVAL)
-        length = codes.shape[2] * MDCT_PER_FRAME
-        noise = flow.frame_noise(seed, start, length, decoder.config.bins)
-        scale = params["spectrum"]["scale"][None, None] * jnp.exp(with_codes.log_envelope)
-        spectrum = flow.solve(velocity_fn, noise, times, solver) * scale
-        return imdct(expand(spectrum, self.config["companding"]), frames * MDCT_PER_FRAME)
+        length, bins = codes.shape[2] * SPECTRA_PER_FRAME, decoder.config.bins
+        noise = flow.frame_noise(seed, start, length, 2 * bins)
+        standardised = flow.solve(velocity_fn, temperature * noise[..., :bins], times, solver)
+        mean, scale = (params["spectrum"][name][None, None] for name in ("mean", "scale"))
+        level = mean + scale * with_codes.spectrum(standardised)
+        first_phases = noise[..., bins:].reshape(codes.shape[0], -1)
+        valid = jnp.arange(2 * length)[None] < frames[:, None] * (2 * SPECTRA_PER_FRAME)
+        magnitude = jnp.where(valid[:, :, None], magnitudes(level), 0.0)
+        return griffin_lim(magnitude, first_phases)
 
 
 def _mask(lost: npt.ArrayLike, tokens: Tokens) -> np.ndarray:

@@ -22,6 +22,9 @@ _SOLVER = flags.DEFINE_enum(
 _GUIDANCE = flags.DEFINE_float(
     "guidance", None, "Guidance weight, 0 to 20; 1 is none; by default the model's."
 )
+_TEMPERATURE = flags.DEFINE_float(
+    "temperature", None, "Deviation of the noise, 0 to 2; by default the model's."
+)
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace the file if it exists.")
 
 
@@ -30,13 +33,18 @@ def _guidance_is_in_range(value: float | None) -> bool:
     return value is None or 0 <= value <= 20  # absl's own bounds let NaN pass
 
 
+@flags.validator("temperature", "must be 0 .. 2")
+def _temperature_is_in_range(value: float | None) -> bool:
+    return value is None or 0 <= value <= 2
+
+
 def main() -> None:
     """Does what the flags ask for."""
     path = Path(_OUTPUT.value)
     jobs.check_outputs([path], _OVERWRITE.value)
     from gac_jax import aot
 
-    settings = (_STEPS.value, _SOLVER.value, _GUIDANCE.value)
+    settings = (_STEPS.value, _SOLVER.value, _GUIDANCE.value, _TEMPERATURE.value)
     data = aot.pack(_MODEL.value, _PLATFORMS.value, *settings)
     atomic.write(path, data)
     print(f"{path}: {len(data) / 1e6:.1f} MB for {', '.join(_PLATFORMS.value)}")

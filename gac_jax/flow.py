@@ -61,7 +61,7 @@ def frame_noise(seed: jax.Array, start: jax.Array, frames: int, bins: int) -> ja
 
     Args:
       seed: () uint32.
-      start: (B,) int32, absolute index of each row's first MDCT frame.
+      start: (B,) int32, absolute index of each row's first frame.
       frames: T.
       bins: F.
 

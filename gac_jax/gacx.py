@@ -22,7 +22,7 @@ from safetensors.numpy import save
 
 from gac_jax.bitstream import Tokens
 from gac_jax.errors import UserError
-from gac_jax.rates import MDCT_PER_FRAME
+from gac_jax.rates import SPECTRA_PER_FRAME
 from gac_jax.signal.loudness import restored
 from gac_jax.storage import from_storage
 from gac_jax.windows import Window, join, plan
@@ -82,7 +82,7 @@ class Decoder:
         codes = np.zeros((1, self.record["codebooks"], window.bucket), np.int32)
         present = tokens.codes[:, window.start : window.end]
         codes[0, : len(present), : window.frames] = present
-        numbers = (tokens.num_residuals, window.frames, window.start * MDCT_PER_FRAME)
+        numbers = (tokens.num_residuals, window.frames, window.start * SPECTRA_PER_FRAME)
         rate, frames, start = np.array(numbers, np.int32)[:, None]
         wave = self._program(self._weights, codes, rate, frames, start, np.uint32(seed))
         return np.asarray(wave)[0]

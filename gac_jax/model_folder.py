@@ -23,7 +23,8 @@ from safetensors.numpy import load_file, save_file
 from gac_jax.errors import UserError
 from gac_jax.storage import STORAGE, from_storage, to_storage
 
-FORMAT = 1
+FORMAT = 2
+SAMPLING = ("steps", "solver", "guidance", "temperature")  # what a decoder does unasked
 FINGERPRINTED = ("encoder", "quantizer")
 
 

@@ -11,8 +11,8 @@ from gac_jax.errors import UserError
 SAMPLE_RATE = 32_000  # Hz, of every waveform inside the codec
 FRAME_SAMPLES = 2_560  # samples in one code frame
 FRAME_RATE = SAMPLE_RATE / FRAME_SAMPLES  # 12.5 Hz
-MDCT_HOP = 640  # samples in one MDCT frame (50 Hz)
-MDCT_PER_FRAME = FRAME_SAMPLES // MDCT_HOP
+SPECTRUM_HOP = 640  # samples in one frame of the flow (50 Hz)
+SPECTRA_PER_FRAME = FRAME_SAMPLES // SPECTRUM_HOP
 SEMANTIC_BITS = 14
 RESIDUAL_BITS = 8
 MAX_RESIDUAL = 8

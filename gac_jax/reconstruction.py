@@ -59,7 +59,7 @@ class Reconstruction:
           codec: the model.
           mode: a key of `gac_jax.jobs.OUTPUTS`.
           kbps: rate; None is `DEFAULT_KBPS` or, when decoding, all that a file holds.
-          sampling: seed, steps, solver and guidance as for `Codec.decode`.
+          sampling: seed, steps, solver, guidance and temperature as for `Codec.decode`.
         """
         self._codec, self._mode, self._kbps, self._sampling = codec, mode, kbps, sampling
         self.clock = CompileClock()

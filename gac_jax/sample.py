@@ -33,6 +33,9 @@ _SOLVER = flags.DEFINE_enum(
 _GUIDANCE = flags.DEFINE_float(
     "guidance", None, "Guidance weight, 0 to 20; 1 is none; by default the model's."
 )
+_TEMPERATURE = flags.DEFINE_float(
+    "temperature", None, "Deviation of the noise, 0 to 2; by default the model's."
+)
 _SEED = flags.DEFINE_integer("seed", 0, "Of the noise; same seed, same audio.", 0, 2**32 - 1)
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 1, "Windows computed at once.", 1, 4096)
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace results that exist.")
@@ -42,6 +45,11 @@ _JSON = flags.DEFINE_string("json", None, "File for the figures of the table.")
 @flags.validator("guidance", "must be 0 .. 20")
 def _guidance_is_in_range(value: float | None) -> bool:
     return value is None or 0 <= value <= 20  # absl's own bounds let NaN pass
+
+
+@flags.validator("temperature", "must be 0 .. 2")
+def _temperature_is_in_range(value: float | None) -> bool:
+    return value is None or 0 <= value <= 2
 
 
 def main() -> None:
@@ -58,7 +66,11 @@ def main() -> None:
     codec = load(_MODEL.value, _BATCH_SIZE.value)
     loading = time.perf_counter() - start
     sampling: dict[str, object] = dict(
-        seed=_SEED.value, steps=_STEPS.value, solver=_SOLVER.value, guidance=_GUIDANCE.value
+        seed=_SEED.value,
+        steps=_STEPS.value,
+        solver=_SOLVER.value,
+        guidance=_GUIDANCE.value,
+        temperature=_TEMPERATURE.value,
     )
     reconstruction = Reconstruction(codec, _MODE.value, _KBPS.value, sampling)
     rows, failures = reconstruction.run(work)

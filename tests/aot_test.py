@@ -10,7 +10,7 @@ from gac_jax.errors import UserError
 from tests import echo
 
 ROOT = Path(__file__).resolve().parents[1]
-SAMPLING = {"steps": 3, "solver": "euler", "guidance": 1.5}
+SAMPLING = {"steps": 3, "solver": "euler", "guidance": 1.5, "temperature": 0.8}
 
 
 @pytest.fixture(scope="module")

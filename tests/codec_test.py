@@ -117,7 +117,7 @@ def test_a_lower_rate_is_a_prefix(codec: Codec) -> None:
 def test_each_knob_changes_the_audio(codec: Codec) -> None:
     tokens = codec.encode(noise(50_000))
     base = codec.decode(tokens)
-    for changed in ({"steps": 3}, {"solver": "heun"}, {"guidance": 2.0}):
+    for changed in ({"steps": 3}, {"solver": "heun"}, {"guidance": 2.0}, {"temperature": 0.5}):
         assert not np.allclose(base, codec.decode(tokens, **changed)), changed
     assert not np.allclose(base, codec.decode(tokens.with_residuals(0)))
 
@@ -192,6 +192,8 @@ def test_tokens_of_another_model_are_refused(codec: Codec) -> None:
         ({"solver": "rk4"}, "solver must be euler or heun"),
         ({"guidance": -1.0}, "guidance must be"),
         ({"guidance": float("nan")}, "guidance must be"),
+        ({"temperature": -0.1}, "temperature must be"),
+        ({"temperature": float("nan")}, "temperature must be"),
         ({"seed": -1}, "seed must be"),
         ({"seed": 2**32}, "seed must be"),
     ],

@@ -75,8 +75,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "quantizer": dataclasses.asdict(tiny.QUANTIZER),
         "decoder": dataclasses.asdict(tiny.DECODER),
         "window": 32,
-        "companding": 0.4,
-        "sampling": {"steps": 2, "solver": "euler", "guidance": 1.0},
+        "sampling": {"steps": 2, "solver": "euler", "guidance": 1.0, "temperature": 1.0},
         "fingerprint": bytes(8).hex(),
     }
     rng = np.random.default_rng(1)

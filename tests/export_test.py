@@ -39,14 +39,20 @@ def test_it_writes_the_bundled_decoder_for_all_platforms(
     assert (result.code, result.err) == (0, "")
     assert result.out == "decoder.gacx: 2.0 MB for cpu, cuda, tpu\n"
     assert (tmp_path / "decoder.gacx").stat().st_size == 2_000_000
-    assert asked == [("mini", ["cpu", "cuda", "tpu"], None, None, None)]
+    assert asked == [("mini", ["cpu", "cuda", "tpu"], None, None, None, None)]
 
 
 def test_every_flag_is_heard(run: Run, asked: list[Any], tmp_path: Path) -> None:
-    settings = ("--platforms=tpu,cpu", "--steps=4", "--solver=heun", "--guidance=2")
+    settings = (
+        "--platforms=tpu,cpu",
+        "--steps=4",
+        "--solver=heun",
+        "--guidance=2",
+        "--temperature=0.5",
+    )
     assert run("--model=folder", "--output=out/a.gacx", *settings).code == 0
     assert (tmp_path / "out" / "a.gacx").exists()
-    assert asked == [("folder", ["tpu", "cpu"], 4, "heun", 2.0)]
+    assert asked == [("folder", ["tpu", "cpu"], 4, "heun", 2.0, 0.5)]
 
 
 def test_a_file_is_replaced_only_on_demand(run: Run, asked: list[Any], tmp_path: Path) -> None:
@@ -64,6 +70,7 @@ def test_mistakes_are_told_in_one_line(run: Run, tmp_path: Path) -> None:
         "--platforms=gpu": "platforms must be some of cpu, cuda, tpu",
         "--steps=0": "--steps",
         "--guidance=nan": "must be 0 .. 20",
+        "--temperature=3": "must be 0 .. 2",
     }.items():
         result = run(flag)
         assert (result.code, result.out, result.err.count("\n")) == (2, "", 1)

@@ -44,6 +44,6 @@ def test_a_negative_length_is_a_mistake() -> None:
         rates.num_frames(-1)
 
 
-def test_mdct_frames_tile_a_code_frame() -> None:
-    assert rates.MDCT_HOP * rates.MDCT_PER_FRAME == rates.FRAME_SAMPLES
+def test_spectra_tile_a_code_frame() -> None:
+    assert rates.SPECTRUM_HOP * rates.SPECTRA_PER_FRAME == rates.FRAME_SAMPLES
     assert rates.FRAME_RATE * rates.FRAME_SAMPLES == rates.SAMPLE_RATE

@@ -77,7 +77,7 @@ def test_roundtrip_of_a_tree(run: Run, clips: Path, tmp_path: Path) -> None:
 
 
 def test_encoding_then_decoding_is_the_roundtrip(run: Run, clips: Path, tmp_path: Path) -> None:
-    options = ("--seed=3", "--steps=3", "--solver=heun", "--guidance=1.5")
+    options = ("--seed=3", "--steps=3", "--solver=heun", "--guidance=1.5", "--temperature=0.7")
     assert run("--input=in/talk.wav", "--output=both", "--kbps=0.475", *options).code == 0
     encode = run("--mode=encode", "--input=in/*.wav", "--output=code", "--kbps=0.475")
     decode = run("--mode=decode", "--input=code", "--output=audio", *options)
@@ -90,7 +90,9 @@ def test_encoding_then_decoding_is_the_roundtrip(run: Run, clips: Path, tmp_path
     assert decode.out.splitlines()[1].split()[-2] == "-"
 
 
-@pytest.mark.parametrize("option", ["--seed=1", "--steps=4", "--solver=heun", "--guidance=3"])
+@pytest.mark.parametrize(
+    "option", ["--seed=1", "--steps=4", "--solver=heun", "--guidance=3", "--temperature=0"]
+)
 def test_every_sampling_flag_is_heard(run: Run, clips: Path, tmp_path: Path, option: str) -> None:
     run("--mode=encode", "--input=in/talk.wav", "--output=code")
     for output, options in (("plain", ()), ("changed", (option,))):
@@ -176,6 +178,7 @@ def test_bad_gac_files_are_refused(run: Run, clips: Path, tmp_path: Path, kind: 
         (["--input=in", "--steps=0"], "--steps=0"),
         (["--input=in", "--guidance=nan"], "--guidance=nan: must be 0 .. 20"),
         (["--input=in", "--guidance=-1"], "--guidance=-1"),
+        (["--input=in", "--temperature=nan"], "--temperature=nan: must be 0 .. 2"),
         (["--input=in", "--batch_size=0"], "--batch_size=0"),
         (["--input=in", "--solver=rk4"], "<euler|heun>"),
         (["--input=in", "--mode=play"], "<roundtrip|encode|decode>"),

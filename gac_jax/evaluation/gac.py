@@ -34,7 +34,7 @@ class Gac:
           folder: of the model, which then is part of the name; None takes `model`.
           model: a bundled name or a model folder.
           kbps: rate.
-          sampling: seed, steps, solver and guidance as for `Codec.decode`.
+          sampling: seed, steps, solver, guidance and temperature as for `Codec.decode`.
 
         Raises:
           UserError: no such rate or model.

@@ -99,7 +99,7 @@ def open_systems(
     Args:
       descriptions: see `GRAMMAR`.
       model: of the systems gac@KBPS: a bundled name or a model folder.
-      sampling: seed, steps, solver and guidance of gac, as for `Codec.decode`.
+      sampling: seed, steps, solver, guidance and temperature of gac, as for `Codec.decode`.
 
     Raises:
       UserError: one that is none, two of one name, or what a system needs is not there.

@@ -23,7 +23,7 @@ import numpy as np
 from scipy.signal import sosfilt
 
 from gac_jax.metrics.metric import ALL, Column, Excerpt
-from gac_jax.rates import MDCT_HOP, SAMPLE_RATE
+from gac_jax.rates import SAMPLE_RATE, SPECTRUM_HOP
 from gac_jax.signal.mel import log_mel_32k
 
 DB_PER_NEPER = 10.0 / np.log(10.0)
@@ -71,8 +71,8 @@ def log_mel_distance(
     reference: np.ndarray,
     decoded: np.ndarray,
     num_mels: int = 128,
-    n_fft: int = 2 * MDCT_HOP,
-    hop: int = MDCT_HOP,
+    n_fft: int = 2 * SPECTRUM_HOP,
+    hop: int = SPECTRUM_HOP,
 ) -> float:
     """Mean absolute difference of `log_mel_32k` in dB, floored 60 dB below the original's peak.
 

@@ -1,8 +1,8 @@
 """The flow decoder: a DiT that predicts clean spectra from noisy ones and the codes.
 
-A diffusion Transformer (Peebles and Xie, 2023) over MDCT frames at 50 Hz. The codes enter at
-12.5 Hz. What modulates the blocks stays there and is broadcast over the four MDCT frames of a code
-frame; what tells these apart enters once, with the noisy spectrum.
+A diffusion Transformer (Peebles and Xie, 2023) over spectra at 50 Hz. The codes enter at 12.5 Hz.
+What modulates the blocks stays there and is broadcast over the four spectra of a code frame; what
+tells these apart enters once, with the noisy spectrum.
 """
 
 from __future__ import annotations
@@ -25,7 +25,10 @@ from gac_jax.models.layers import (
 )
 
 TIME_CHANNELS = 256
-LOG_ENVELOPE_RANGE = (-6.0, 4.0)  # companded; 130 dB below and 87 dB above the average
+LOG_DEVIATION_RANGE = (-2.0, 1.0)  # of spectra whose deviation over all audio is 1
+HALVES = 2  # spectra of half a frame each in the numbers of one, see `gac_jax.signal.log_spectrum`
+REACH = (3, 2)  # neighbours on either side that a number is estimated from: in time, in frequency
+TIME_POWERS = 4  # of t, in whose terms the neighbours' weights are written
 TIME_SCALE = 1000.0  # t in [0, 1] is stretched so that the fastest sinusoids resolve it
 
 
@@ -37,8 +40,9 @@ class DecoderConfig:
       width: channels D of the residual stream, a multiple of head_dim.
       depth: number of Transformer blocks.
       head_dim: channels of one attention head.
-      bins: MDCT coefficients in one frame.
-      frames_per_code: MDCT frames in one code frame.
+      bins: numbers F in one spectrum.
+      frames_per_code: spectra in one code frame.
+      band_groups: groups of bands, each with a filter of its own in `Neighbours`.
       num_rates: rates the decoder is told apart (0 .. 8 residual codebooks).
       remat: recompute block activations in the backward pass, trading time for memory.
       dtype: compute dtype of matmuls; parameters, norms and softmax stay in float32.
@@ -49,6 +53,7 @@ class DecoderConfig:
     head_dim: int = 64
     bins: int = 640
     frames_per_code: int = 4
+    band_groups: int = 10
     num_rates: int = 9
     remat: bool = False
     dtype: str = "float32"
@@ -60,13 +65,22 @@ class Condition(NamedTuple):
     Attributes:
       signal: (B, N, D) modulates every block, at 12.5 Hz.
       detail: (B, 4 N, D) enters together with the noisy spectrum, at 50 Hz.
-      log_envelope: (B, 4 N, F) float32, log of the deviation that each coefficient has given the
-        codes. The flow generates coefficients divided by it.
+      mean: (B, 4 N, F) float32, the spectrum to expect given the codes.
+      log_deviation: (B, 4 N, F) float32, log of how far each of its numbers strays from that.
     """
 
     signal: jax.Array
     detail: jax.Array
-    log_envelope: jax.Array
+    mean: jax.Array
+    log_deviation: jax.Array
+
+    def standardise(self, spectrum: jax.Array) -> jax.Array:
+        """What the flow generates: how a spectrum (B, 4 N, F) strays, in deviations."""
+        return (spectrum - self.mean) * jnp.exp(-self.log_deviation)
+
+    def spectrum(self, standardised: jax.Array) -> jax.Array:
+        """Inverts `standardise`."""
+        return self.mean + jnp.exp(self.log_deviation) * standardised
 
 
 class ConditionNet(nn.Module):
@@ -94,15 +108,17 @@ class ConditionNet(nn.Module):
         detail = detail.reshape(x.shape[0], spread * x.shape[1], width)
         block = ConvNeXtBlock(expansion=1, dtype=dtype, name="frame_block")
         detail = block(detail, jnp.repeat(valid, spread, axis=1))
-        head = dense(config.bins, kernel_init=nn.initializers.zeros, name="envelope")
-        envelope = head(normalise(detail.astype(jnp.float32)))
-        # Not told the codes, the network still sees a spectrum divided by the envelope they imply:
+        head = dense(2 * config.bins, kernel_init=nn.initializers.zeros, name="expected")
+        expected = head(normalise(detail.astype(jnp.float32)))
+        mean, log_deviation = jnp.split(expected, 2, axis=-1)
+        # Not told the codes, the network still sees how a spectrum strays from what they imply:
         # guidance compares the two in one space.
         told = keep[:, None, None]
         return Condition(
             signal=jnp.where(told, signal, self._vector("null")),
             detail=jnp.where(told, detail, jnp.zeros_like(detail)),
-            log_envelope=jnp.clip(envelope, *LOG_ENVELOPE_RANGE),
+            mean=mean,
+            log_deviation=jnp.clip(log_deviation, *LOG_DEVIATION_RANGE),
         )
 
     def _vector(self, name: str) -> jax.Array:
@@ -164,8 +180,37 @@ class Modulation(nn.Module):
         return jnp.split(affine(nn.silu(signal))[:, :, None], self.parts, axis=-1)
 
 
+class Neighbours(nn.Module):
+    """A linear filter over nearby numbers of a spectrum, whose weights are polynomials in t.
+
+    Windows that overlap make neighbours in time and frequency alike, the same way everywhere, and
+    the Wiener filter knows nothing of it; a network narrower than a spectrum cannot carry it. The
+    weights may differ between a few groups of bands, and are zero at first.
+    """
+
+    groups: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array, t: jax.Array) -> jax.Array:
+        """Maps x (B, T, F) and t (B,) to (B, T, F)."""
+        times, bands = (2 * reach + 1 for reach in REACH)
+        shape = (TIME_POWERS, times, bands, self.groups)
+        weights = self.param("weights", nn.initializers.zeros, shape)
+        powers = t[:, None] ** jnp.arange(TIME_POWERS, dtype=t.dtype)[None]
+        kernel = jnp.einsum("bp,pijg->bijg", powers, weights)
+        grid = x.reshape(x.shape[0], HALVES * x.shape[1], x.shape[2] // HALVES)
+        kernel = jnp.repeat(kernel, grid.shape[2] // self.groups, axis=-1)
+        padded = jnp.pad(grid, ((0, 0), *((reach, reach) for reach in REACH)))
+        filtered = jnp.zeros_like(grid)
+        for i in range(times):
+            for j in range(bands):
+                moved = padded[:, i : i + grid.shape[1], j : j + grid.shape[2]]
+                filtered += kernel[:, None, i, j] * moved
+        return filtered.reshape(x.shape)
+
+
 class FlowDecoder(nn.Module):
-    """Predicts X_1, the clean companded MDCT over its envelope, from X_t, t and the codes."""
+    """Predicts X_1, the clean spectrum less what the codes imply, from X_t, t and the codes."""
 
     config: DecoderConfig
 
@@ -186,7 +231,7 @@ class FlowDecoder(nn.Module):
         )(config)
         self.final_modulation = Modulation(2, config)
         self.output = dense(config.bins, kernel_init=nn.initializers.zeros)
-        self.mask = dense(config.bins, kernel_init=nn.initializers.zeros)
+        self.neighbours = Neighbours(config.band_groups)
 
     def condition(
         self,
@@ -201,7 +246,7 @@ class FlowDecoder(nn.Module):
         Args:
           embedding: (B, N, C) from `Quantizer.embed`.
           rate: (B,) int32, number of residual codebooks in `embedding`, 0 .. 8.
-          keep: (B,) bool; False is the null condition, in which only the envelope knows the codes.
+          keep: (B,) bool; False is the null condition: only mean and deviation know the codes.
           lost: (B, N) bool, frames whose codes did not arrive and are to be guessed.
           num_frames: (B,) int32, valid code frames of each row.
         """
@@ -235,8 +280,8 @@ class FlowDecoder(nn.Module):
         shift, scale = self.final_modulation(signal)
         x = normalise(x) * (1 + scale) + shift
         x = x.reshape(batch, frames, config.width).astype(jnp.float32)
-        # Which coefficients to trust takes fewer channels to say than what they are.
-        return skip * x_t + gain * (self.output(x) + self.mask(x) * x_t / size)
+        nearby = self.neighbours(jnp.where(valid[:, :, None], x_t / size, 0.0), t)
+        return skip * x_t + gain * (self.output(x) + nearby)
 
 
 def wiener(t: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:

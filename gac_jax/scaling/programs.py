@@ -10,6 +10,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
+from gac_jax import model_folder
 from gac_jax.codec import Codec
 from gac_jax.rates import FRAME_RATE, FRAME_SAMPLES
 from gac_jax.sharding import BATCH, shardings
@@ -81,8 +82,7 @@ def _sampler(_: str, config: ConfigDict, mesh: Mesh) -> tuple[Any, tuple[Any, ..
     codec = Codec(
         {
             **{part: config[part].to_dict() for part in ("encoder", "quantizer", "decoder")},
-            "companding": config.generation.objective.companding,
-            "sampling": {k: config.sampling[k] for k in ("steps", "solver", "guidance")},
+            "sampling": {k: config.sampling[k] for k in model_folder.SAMPLING},
             "fingerprint": "",
         },
         {},

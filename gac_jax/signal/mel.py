@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gac_jax.rates import MDCT_HOP, SAMPLE_RATE
+from gac_jax.rates import SAMPLE_RATE, SPECTRUM_HOP
 
 _HIGHEST = jax.lax.Precision.HIGHEST
 _WHISPER_RATE, _WHISPER_FFT, _WHISPER_HOP = 16_000, 400, 160
@@ -46,7 +46,7 @@ def whisper_log_mel(wave: jax.Array, num_mels: int = 80) -> jax.Array:
 
 
 def log_mel_32k(
-    wave: jax.Array, num_mels: int = 128, n_fft: int = 2 * MDCT_HOP, hop: int = MDCT_HOP
+    wave: jax.Array, num_mels: int = 128, n_fft: int = 2 * SPECTRUM_HOP, hop: int = SPECTRUM_HOP
 ) -> jax.Array:
     """Computes the natural log of the mean power density in each mel band up to 16 kHz.
 

@@ -1,12 +1,12 @@
 """Stage 2, generation: train the flow decoder on the frozen encoder's codes (Eq. 10).
 
-X_1 is the companded MDCT of the audio over its envelope, the deviation s(Z) that the codes imply.
-The network predicts X_1 and s; the loss is
+Audio is a log-magnitude spectrum Y, standardised band by band. The network predicts the mean mu
+and the deviation s that Y has given the codes Z, and X_1 = (Y - mu) / s by the flow; the loss is
 
-    |v_theta(X_t, t, Z) - (X_1 - X_0)|^2 w + c^2 / (2 s^2) + log s
+    |v_theta(X_t, t, Z) - (X_1 - X_0)|^2 + (Y - mu)^2 / (2 s^2) + log s
 
-with companded coefficients c. The second part is the negative log likelihood of c under N(0, s^2).
-The weight w follows auditory density and the envelope.
+The second part is the negative log likelihood of Y under N(mu, s^2): what is left to the flow is
+how the numbers of a spectrum depend on each other.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ import jax.numpy as jnp
 
 from gac_jax import flow
 from gac_jax.models.encoder import EncoderConfig, Features
-from gac_jax.models.flow_decoder import DecoderConfig, FlowDecoder
+from gac_jax.models.flow_decoder import Condition, DecoderConfig, FlowDecoder
 from gac_jax.models.quantizer import Quantizer, QuantizerConfig, masked_mean
-from gac_jax.rates import MDCT_PER_FRAME, SAMPLE_RATE
-from gac_jax.signal.mdct import compand, mdct
+from gac_jax.rates import SPECTRA_PER_FRAME
+from gac_jax.signal.log_spectrum import log_spectrum
 from gac_jax.stages.task import Batch, Metrics, Params
 from gac_jax.stages.understanding import frames_of, sample_rate_index
 
@@ -40,20 +40,14 @@ class GenerationConfig:
       drop_codes: probability of the null condition, for classifier-free guidance.
       time_mean: mean of logit t.
       time_std: standard deviation of logit t.
-      companding: exponent of sign(c)|c|^e.
-      auditory_weight: 0 weighs all bins alike, 1 by equivalent rectangular bandwidths per hertz.
-      envelope_weight: 0 weighs loud and soft coefficients alike, 2 by their power.
       lose_frames: probability that a crop loses about a fifth of its code frames.
-      scale_steps: steps over which the per-bin deviation is measured, then kept.
+      scale_steps: steps over which each band's mean and deviation are measured, then kept.
     """
 
     rate_weights: tuple[float, ...]
     drop_codes: float
     time_mean: float
     time_std: float
-    companding: float
-    auditory_weight: float
-    envelope_weight: float
     lose_frames: float
     scale_steps: int
 
@@ -75,17 +69,18 @@ class Generation:
         self.features = Features(encoder)
         self.quantizer = Quantizer(quantizer)
         self.decoder = FlowDecoder(decoder)
-        self.bin_weights = auditory_weights(decoder.bins, config.auditory_weight)
 
     def init(self, key: jax.Array) -> Params:
         """Parameters {"decoder"}."""
         return {"decoder": init_decoder(self.decoder, self.quantizer.config.width, key)}
 
     def init_memory(self, params: Params) -> Params:
-        """Running power of each companded bin and the number of batches in it."""
+        """Mean and mean square of each number of a spectrum, and the batches in them."""
         del params
+        bins = self.decoder.config.bins
         return {
-            "power": jnp.ones((self.decoder.config.bins,)),
+            "mean": jnp.zeros((bins,)),
+            "power": jnp.ones((bins,)),
             "batches": jnp.zeros((), jnp.int32),
         }
 
@@ -97,31 +92,30 @@ class Generation:
         frames = frames_of(batch)
         rate = sample_rate_index(keys[0], self.config.rate_weights, frames.shape[0])
         embedding = self._embed(frozen, batch, frames, rate)
-        spectrum = compand(mdct(batch["wave"], frames * MDCT_PER_FRAME), self.config.companding)
-        memory = self._measure_scale(memory, spectrum, frames)
-        spectrum = spectrum / bin_scale(memory)[None, None]
+        level = log_spectrum(batch["wave"])
+        valid = _valid(level, frames)
+        memory = self._measure_scale(memory, level, valid)
+        mean, scale = band_statistics(memory)
+        spectrum = (level - mean[None, None]) / scale[None, None]
         t = flow.sample_time(keys[1], frames.shape, self.config.time_mean, self.config.time_std)
         noise = jax.random.normal(keys[2], spectrum.shape)
         keep = jax.random.uniform(keys[3], frames.shape) >= self.config.drop_codes
         lost = lost_frames(keys[4], embedding.shape[:2], self.config.lose_frames)
 
-        def predict(decoder: FlowDecoder) -> tuple[jax.Array, jax.Array, jax.Array]:
+        def predict(decoder: FlowDecoder) -> tuple[Condition, jax.Array, jax.Array]:
             condition = decoder.condition(embedding, rate, keep, lost, frames)
-            x1 = spectrum * jnp.exp(-jax.lax.stop_gradient(condition.log_envelope))
-            x_t = flow.interpolate(noise, x1, t)
-            return condition.log_envelope, x1, decoder(x_t, t, condition, frames)
+            x1 = jax.lax.stop_gradient(condition.standardise(spectrum))
+            return condition, x1, decoder(flow.interpolate(noise, x1, t), t, condition, frames)
 
         variables = {"params": params["decoder"]}
-        log_envelope, x1, x1_hat = self.decoder.apply(variables, method=predict)
-        valid = _valid(x1, frames)
-        weights = self.bin_weights[None, None] * self._loudness(log_envelope, valid)
-        per_frame = jnp.mean(flow.loss_per_element(x1_hat, x1, t) * weights, axis=-1)
-        surprise = 0.5 * jnp.square(spectrum) * jnp.exp(-2.0 * log_envelope) + log_envelope
-        envelope = jnp.mean(masked_mean(surprise, valid) * self.bin_weights)
+        condition, x1, x1_hat = self.decoder.apply(variables, method=predict)
+        per_frame = jnp.mean(flow.loss_per_element(x1_hat, x1, t), axis=-1)
+        surprise = 0.5 * jnp.square(condition.standardise(spectrum)) + condition.log_deviation
         flow_loss = masked_mean(per_frame, valid)
-        parts = {"flow": flow_loss, "envelope": envelope}
+        likelihood = masked_mean(jnp.mean(surprise, axis=-1), valid)
+        parts = {"flow": flow_loss, "likelihood": likelihood}
         metrics = {**parts, **time_bucket_losses(per_frame, valid, t)}
-        return flow_loss + envelope, (metrics, memory)
+        return flow_loss + likelihood, (metrics, memory)
 
     def refresh(self, params: Params, memory: Params) -> Params:
         """Nothing follows the memory."""
@@ -148,21 +142,18 @@ class Generation:
             quantizer = {"params": frozen["quantizer"]}
             return self.quantizer.apply(quantizer, semantic, acoustic, frames, method="codes")
 
-    def _loudness(self, log_envelope: jax.Array, valid: jax.Array) -> jax.Array:
-        """Weight of each coefficient in Eq. 10, with mean 1 in each row."""
-        strength = jnp.exp(self.config.envelope_weight * jax.lax.stop_gradient(log_envelope))
-        strength = jnp.where(valid[..., None], strength, 0.0)
-        share = jnp.mean(valid, axis=1)[:, None, None]
-        return strength * share / (jnp.mean(strength, axis=(1, 2), keepdims=True) + 1e-9)
-
-    def _measure_scale(self, memory: Params, spectrum: jax.Array, frames: jax.Array) -> Params:
-        """Averages the power of each bin over the first `scale_steps` batches."""
+    def _measure_scale(self, memory: Params, level: jax.Array, valid: jax.Array) -> Params:
+        """Averages over the first `scale_steps` batches."""
         seen = memory["batches"]
-        power = masked_mean(jnp.square(spectrum), _valid(spectrum, frames))
-        mean = memory["power"] + (power - memory["power"]) / (seen + 1).astype(jnp.float32)
         measuring = seen < self.config.scale_steps
+
+        def averaged(before: jax.Array, value: jax.Array) -> jax.Array:
+            new = before + (masked_mean(value, valid) - before) / (seen + 1).astype(jnp.float32)
+            return jnp.where(measuring, new, before)
+
         return {
-            "power": jnp.where(measuring, mean, memory["power"]),
+            "mean": averaged(memory["mean"], level),
+            "power": averaged(memory["power"], jnp.square(level)),
             "batches": seen + measuring.astype(jnp.int32),
         }
 
@@ -196,20 +187,11 @@ def lost_frames(key: jax.Array, shape: tuple[int, ...], probability: float) -> j
     return functools.reduce(jnp.logical_or, reached) & chosen[:, None]
 
 
-def bin_scale(memory: Params) -> jax.Array:
-    """Deviation of each companded bin, (F,) float32; the floor spares bins that are empty."""
-    return jnp.sqrt(memory["power"]) + 1e-3
-
-
-def auditory_weights(bins: int, strength: float) -> jax.Array:
-    """Loss weight of each MDCT bin, mean 1: (auditory filters per hertz) ** strength.
-
-    The density of auditory filters is 1 / ERB(f) with ERB(f) = 24.7 (1 + 4.37 f / kHz)
-    (Glasberg and Moore, 1990). Half of the bins lie above 8 kHz, where the ear resolves little.
-    """
-    kilohertz = (jnp.arange(bins, dtype=jnp.float32) + 0.5) / bins * SAMPLE_RATE / 2000.0
-    weights = (1.0 + 4.37 * kilohertz) ** -strength
-    return weights / jnp.mean(weights)
+def band_statistics(memory: Params) -> tuple[jax.Array, jax.Array]:
+    """Mean and deviation of each number of a spectrum over all audio, (F,) float32 each."""
+    mean = memory["mean"]
+    variance = memory["power"] - jnp.square(mean)
+    return mean, jnp.sqrt(jnp.maximum(variance, 0.0)) + 1e-3  # spares bands that are always empty
 
 
 def time_bucket_losses(per_frame: jax.Array, valid: jax.Array, t: jax.Array) -> Metrics:
@@ -225,4 +207,4 @@ def time_bucket_losses(per_frame: jax.Array, valid: jax.Array, t: jax.Array) -> 
 
 
 def _valid(spectrum: jax.Array, frames: jax.Array) -> jax.Array:
-    return jnp.arange(spectrum.shape[1])[None] < frames[:, None] * MDCT_PER_FRAME
+    return jnp.arange(spectrum.shape[1])[None] < frames[:, None] * SPECTRA_PER_FRAME

@@ -72,8 +72,7 @@ def export(
         "quantizer": config.quantizer.to_dict(),
         "decoder": config.decoder.to_dict(),
         "window": config.generation.crop_frames,  # longer audio is computed in windows of this
-        "companding": config.generation.objective.companding,
-        "sampling": {k: config.sampling[k] for k in ("steps", "solver", "guidance")},
+        "sampling": {k: config.sampling[k] for k in model_folder.SAMPLING},
         "steps": {name: config[name].steps for name in stages},
     }
     text, storage = card(config, stages, params, corpus, origin), config.sampling.storage

@@ -28,7 +28,7 @@ from gac_jax.models.quantizer import QuantizerConfig
 from gac_jax.pretrained.whisper import load_whisper_encoder
 from gac_jax.rates import FRAME_SAMPLES
 from gac_jax.sharding import make_mesh
-from gac_jax.stages.generation import Generation, GenerationConfig, bin_scale
+from gac_jax.stages.generation import Generation, GenerationConfig, band_statistics
 from gac_jax.stages.task import Params, Task
 from gac_jax.stages.understanding import READ, Understanding, UnderstandingConfig
 from gac_jax.training.checkpoints import latest_step
@@ -259,7 +259,8 @@ def _start(stage: str, config: ConfigDict, origin: Origin | None) -> Params:
 
 
 def _kept(stage: str, state: TrainState) -> Params:
-    """What the model keeps of a finished stage: averaged weights and the spectrum's scale."""
+    """What the model keeps of a finished stage: averaged weights and the spectrum's statistics."""
     if stage == "understanding":
         return {k: state.ema[k] for k in model_folder.FINGERPRINTED}
-    return {**state.ema, "spectrum": {"scale": bin_scale(state.memory)}}
+    mean, scale = band_statistics(state.memory)
+    return {**state.ema, "spectrum": {"mean": mean, "scale": scale}}

@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 
 from gac_jax.models.encoder import EncoderConfig, Features
-from gac_jax.models.flow_decoder import Condition, DecoderConfig, FlowDecoder, wiener
+from gac_jax.models.flow_decoder import (
+    Condition,
+    DecoderConfig,
+    FlowDecoder,
+    Neighbours,
+    wiener,
+)
 from gac_jax.stages.generation import init_decoder
 from tests.tiny import drawn, jit, predict
 
@@ -88,7 +94,8 @@ def test_an_untrained_decoder_is_a_wiener_filter(params: Any, inputs: dict[str, 
     t = inputs["t"][:, None, None]
     expected = inputs["x_t"] * t / (t**2 + (1 - t) ** 2)
     np.testing.assert_allclose(run(fresh, inputs), expected, rtol=1e-5)
-    assert not condition(fresh, inputs).log_envelope.any()
+    implied = condition(fresh, inputs)
+    assert not implied.mean.any() and not implied.log_deviation.any()
     assert not fresh["blocks"]["modulation"]["affine"]["kernel"].any()
     named = {k: v for k, v in fresh.items() if k != "output"}
     assert all(leaf.any() for leaf in jax.tree.leaves(named["input"]["kernel"]))
@@ -152,15 +159,38 @@ def test_without_condition_codes_and_rate_are_unseen(
     assert (run(params, dropped) != run(params, inputs)).any(axis=(1, 2)).all()
 
 
-def test_the_envelope_knows_the_codes_even_without_condition(
+def test_mean_and_deviation_know_the_codes_even_without_condition(
     params: Any, inputs: dict[str, jax.Array]
 ) -> None:
-    """Guidance compares the branches in one space, that of the envelope which the codes imply."""
+    """Guidance compares the branches in one space: how a spectrum strays from what is implied."""
     told = condition(params, inputs)
     untold = condition(params, {**inputs, "keep": jnp.asarray([False, False])})
-    np.testing.assert_array_equal(untold.log_envelope, told.log_envelope)
-    assert told.log_envelope.shape == inputs["x_t"].shape
-    assert float(jnp.std(told.log_envelope)) > 0.1
+    for name in ("mean", "log_deviation"):
+        np.testing.assert_array_equal(getattr(untold, name), getattr(told, name))
+        assert getattr(told, name).shape == inputs["x_t"].shape
+        assert float(jnp.std(getattr(told, name))) > 0.1
+
+
+def test_standardising_is_inverted(params: Any, inputs: dict[str, jax.Array]) -> None:
+    told, spectrum = condition(params, inputs), inputs["x_t"]
+    expected = (spectrum - told.mean) / jnp.exp(told.log_deviation)
+    np.testing.assert_allclose(told.standardise(spectrum), expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(told.spectrum(expected), spectrum, atol=1e-5)
+
+
+def test_neighbours_are_weighted_by_polynomials_of_time(rng: np.random.Generator) -> None:
+    """Against loops over a grid of half frames by bands, (4, 6), whose two groups differ."""
+    weights = rng.standard_normal((4, 7, 5, 2)).astype(np.float32)
+    x, t = rng.standard_normal((1, 2, 12)).astype(np.float32), 0.3
+    grid, expected = x.reshape(4, 6), np.zeros((4, 6))
+    kernel = np.einsum("p,pijg->ijg", t ** np.arange(4.0), weights)
+    for row, band in np.ndindex(4, 6):
+        for i, j in np.ndindex(7, 5):
+            near = row + i - 3, band + j - 2
+            if 0 <= near[0] < 4 and 0 <= near[1] < 6:
+                expected[row, band] += kernel[i, j, band // 3] * grid[near]
+    found = Neighbours(groups=2).apply({"params": {"weights": weights}}, x, jnp.asarray([t]))
+    np.testing.assert_allclose(found, expected.reshape(1, 2, 12), atol=1e-4)
 
 
 def test_the_four_spectra_of_a_code_frame_are_told_apart(

@@ -19,7 +19,7 @@ PARAMS: dict[str, Any] = {
     "encoder": {"dense": {"kernel": np.linspace(-1, 1, 12, dtype=np.float32).reshape(4, 3)}},
     "quantizer": {"basis": np.ones((2, 2), np.float32)},
     "decoder": {"out": {"kernel": np.full((3, 5), 0.3, np.float32)}},
-    "spectrum": {"scale": np.ones((640,), np.float32)},
+    "spectrum": {name: np.ones((640,), np.float32) for name in ("mean", "scale")},
 }
 
 
@@ -39,8 +39,13 @@ def test_the_folder_has_what_a_codec_needs(tmp_path: Path) -> None:
     record, params = model_folder.load(tmp_path / "model")
     for part in ("encoder", "quantizer", "decoder"):
         assert record[part] == config[part].to_dict()
-    assert record["sampling"] == {"steps": 2, "solver": "euler", "guidance": 1.5}
-    assert (record["name"], record["companding"]) == ("smallest", 0.5)
+    assert record["sampling"] == {
+        "steps": 2,
+        "solver": "euler",
+        "guidance": 1.5,
+        "temperature": 1.0,
+    }
+    assert record["name"] == "smallest"
     assert record["steps"] == {"understanding": 4, "generation": 4}
     np.testing.assert_array_equal(params["spectrum"]["scale"], PARAMS["spectrum"]["scale"])
     text = (tmp_path / "model" / "README.md").read_text()
