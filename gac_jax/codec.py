@@ -27,13 +27,16 @@ from gac_jax.models.quantizer import Quantizer, QuantizerConfig
 from gac_jax.rates import FRAME_SAMPLES, SAMPLE_RATE, SPECTRA_PER_FRAME
 from gac_jax.signal.audio_io import AudioReader, to_mono_32k
 from gac_jax.signal.griffin_lim import griffin_lim
-from gac_jax.signal.log_spectrum import magnitudes
+from gac_jax.signal.log_spectrum import LOUDEST, magnitudes
 from gac_jax.signal.loudness import block_levels, normalise, restored
 from gac_jax.stages.generation import init_decoder
 from gac_jax.windows import Window, cut, join, plan
 
 BUNDLED = Path(__file__).parent / "pretrained"
 GUIDANCE_INTERVAL = (0.1, 1.0)  # t on which guidance acts; at the noise end it only overshoots
+
+_WIDEST = 1.0  # deviation in log amplitude: the tails of wider ones are thinner than Gaussian
+_TINY = 1e-9
 
 Blocks = Iterable[np.ndarray]  # mono float32 at 32 kHz, may be iterated over more than once
 Job = TypeVar("Job")
@@ -449,7 +452,26 @@ class Codec:
         first_phases = noise[..., bins:].reshape(codes.shape[0], -1)
         valid = jnp.arange(2 * length)[None] < frames[:, None] * (2 * SPECTRA_PER_FRAME)
         magnitude = jnp.where(valid[:, :, None], magnitudes(level), 0.0)
-        return griffin_lim(magnitude, first_phases)
+        deviation = scale * jnp.exp(with_codes.log_deviation)
+        expected = mean + scale * with_codes.mean
+        gain = _makeup(expected, deviation, temperature, valid[:, ::2])
+        return gain[:, None] * griffin_lim(magnitude, first_phases)
+
+
+def _makeup(
+    mean: jax.Array, deviation: jax.Array, temperature: jax.Array, valid: jax.Array
+) -> jax.Array:
+    """Gain (B,) that gives back the power which a temperature below 1 takes.
+
+    Of log amplitudes (B, T, F) with this mean and deviation, were they Gaussian.
+    """
+    mean, deviation = jnp.minimum(mean, LOUDEST), jnp.minimum(deviation, _WIDEST)
+
+    def power(temperature: jax.Array | float) -> jax.Array:
+        density = jnp.exp(2.0 * (mean + jnp.square(temperature * deviation)))
+        return jnp.sum(jnp.where(valid[:, :, None], density, 0.0), axis=(1, 2))
+
+    return jnp.sqrt((power(1.0) + _TINY) / (power(temperature) + _TINY))
 
 
 def _mask(lost: npt.ArrayLike, tokens: Tokens) -> np.ndarray:

@@ -30,7 +30,7 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"(conv1|conv2)/kernel$", (None, "fsdp", "tensor")),
     (r"(basis|residual_codes|embedding)$", ("fsdp", None)),
     (r"kernel$", ("fsdp", None)),
-    (r"(bias|scale|null|lost|neighbours/weights)$", ()),
+    (r"(bias|scale|mean|null|lost|neighbours/weights)$", ()),
     (r"memory/.*$", ()),
     (r"(step|count|skipped|ns_coeffs)$", ()),
 )

@@ -122,6 +122,15 @@ def test_each_knob_changes_the_audio(codec: Codec) -> None:
     assert not np.allclose(base, codec.decode(tokens.with_residuals(0)))
 
 
+@pytest.mark.parametrize("kbps", [0.175, 0.975])
+def test_a_low_temperature_is_not_quieter(kbps: float) -> None:
+    """With the model that ships; without making up for it, it would be by 4 to 9 dB."""
+    mini = gac_jax.load("mini")
+    wave, _ = soundfile.read(EXAMPLES / "speech.flac", dtype="float32")
+    decoded = mini.decode(mini.encode(wave, kbps=kbps), temperature=0.5)
+    assert abs(20 * np.log10(np.std(decoded) / np.std(wave))) < 3.0
+
+
 def test_loudness_comes_back_and_silence_stays_silent(codec: Codec) -> None:
     quiet, loud = (codec.decode(codec.encode(g * noise(60_000)), steps=1) for g in (0.01, 1.0))
     np.testing.assert_allclose(20 * np.log10(np.std(loud) / np.std(quiet)), 40, atol=0.6)
@@ -135,11 +144,17 @@ def test_stereo_and_other_rates_become_mono_at_32_khz(codec: Codec) -> None:
     assert tokens.num_samples == 32_000
 
 
-def test_windows_agree_where_they_meet(codec: Codec, tiny_model: Path) -> None:
-    """No audible seam: the level at seams is that of anywhere else, within 1 dB."""
-    tokens = codec.encode(noise(40 * WINDOW * FRAME_SAMPLES))
-    wave = codec.decode(tokens, steps=4)
-    seams = [(w.start + w.overlap // 2) * FRAME_SAMPLES for w in codec.plan(tokens.num_frames)[1:]]
+def test_windows_agree_where_they_meet() -> None:
+    """No audible seam: the level at seams is that of anywhere else, within 1 dB.
+
+    With the model that ships: from the magnitudes of random weights, which differ from window to
+    window, follow phases that do.
+    """
+    mini = gac_jax.load("mini")
+    tokens = mini.encode(noise(20 * WINDOW * FRAME_SAMPLES))
+    wave = mini.decode(tokens, steps=4)
+    seams = [(w.start + w.overlap // 2) * FRAME_SAMPLES for w in mini.plan(tokens.num_frames)[1:]]
+    assert len(seams) >= 20
     reach = FRAME_SAMPLES // 4
     power = [np.mean(np.square(wave[s - reach : s + reach])) for s in seams]
     assert abs(10 * np.log10(np.mean(power) / np.mean(np.square(wave)))) < 1.0

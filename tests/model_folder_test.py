@@ -181,8 +181,8 @@ def test_a_damaged_file_is_refused(tmp_path: Path, params: Any, name: str, conte
 def test_a_later_format_is_refused(tmp_path: Path, params: Any) -> None:
     save(tmp_path, params)
     config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps({**config, "format": 2}))
-    with pytest.raises(UserError, match="format 2, this program reads 1"):
+    (tmp_path / "config.json").write_text(json.dumps({**config, "format": 3}))
+    with pytest.raises(UserError, match="format 3, this program reads 2"):
         model_folder.load(tmp_path)
 
 

@@ -20,6 +20,7 @@ from gac_jax.signal.stft import WINDOW, stft
 BANDS = 320
 LINEAR_BANDS = 160  # single bins
 BINS = WINDOW // 2 + 1
+LOUDEST = 5.0  # natural log; a steady tone of unit RMS has 3
 FLOOR = 1e-3  # amplitude density, of white noise of unit RMS: 60 dB below is taken for silence
 
 
@@ -43,14 +44,15 @@ def magnitudes(level: jax.Array) -> jax.Array:
     """Undoes `log_spectrum` but for the phase, and for what its bands had averaged.
 
     Args:
-      level: (B, T, 640).
+      level: (B, T, 640); what no audio of about unit RMS reaches is taken for `LOUDEST`.
 
     Returns:
       (B, 2 T, 641) float32 magnitudes as of `stft`, 0 where the level is the floor.
     """
     level = level.reshape(level.shape[0], -1, BANDS)
     smooth = jnp.einsum("btm,mf->btf", level, _curve(), precision=jax.lax.Precision.HIGHEST)
-    return jnp.sqrt(jnp.maximum(jnp.exp(2.0 * smooth) - FLOOR**2, 0.0))
+    power = jnp.exp(2.0 * jnp.minimum(smooth, LOUDEST))
+    return jnp.sqrt(jnp.maximum(power - FLOOR**2, 0.0))
 
 
 @lru_cache(maxsize=1)

@@ -2,7 +2,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gac_jax.signal.log_spectrum import BANDS, FLOOR, LINEAR_BANDS, log_spectrum, magnitudes
+from gac_jax.signal.log_spectrum import (
+    BANDS,
+    FLOOR,
+    LINEAR_BANDS,
+    LOUDEST,
+    log_spectrum,
+    magnitudes,
+)
 from gac_jax.signal.stft import stft
 from tests.tiny import jit
 
@@ -53,6 +60,12 @@ def test_silence_is_at_the_floor_and_stays_silent() -> None:
     level = analyse(jnp.zeros((1, 6400)))
     np.testing.assert_allclose(level, np.log(FLOOR), rtol=1e-5)
     assert float(jnp.abs(magnitudes(level)).max()) < 1e-5
+
+
+def test_what_no_audio_reaches_is_bounded() -> None:
+    tallest = float(analyse(jnp.asarray(tone(1000.0), jnp.float32)).max())
+    assert tallest == pytest.approx(3.0, abs=0.05) and tallest < LOUDEST
+    assert float(magnitudes(jnp.full((1, 1, 640), 99.0)).max()) == pytest.approx(np.exp(LOUDEST))
 
 
 def test_magnitudes_are_those_that_the_bands_resolve(rng: np.random.Generator) -> None:

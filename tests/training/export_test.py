@@ -89,7 +89,7 @@ def test_the_card_says_what_the_model_is(tmp_path: Path) -> None:
     for line in (
         "# smallest",
         "| encoder | 12 |",
-        "| spectrum | 640 |",
+        "| spectrum | 1,280 |",
         "Weights are stored as float32.",
         "- understanding: 120,000 steps of 8 crops of 0.32 s",
         "- generation: 4 steps of 8 crops of 1.28 s",

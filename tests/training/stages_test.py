@@ -170,7 +170,9 @@ class Plan:
         parts = ("encoder", "quantizer", "mel_head", "feature_head", "decoder")
         ema = {part: f"{part} of {run.task.name}" for part in parts}
         ema = {k: v for k, v in ema.items() if (k == "decoder") == (run.task.name == "generation")}
-        return types.SimpleNamespace(ema=ema, memory={"power": np.ones(640, np.float32)})
+        return types.SimpleNamespace(
+            ema=ema, memory=dict.fromkeys(("mean", "power"), np.ones(640, np.float32))
+        )
 
 
 @pytest.fixture
