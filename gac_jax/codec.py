@@ -35,7 +35,7 @@ from gac_jax.windows import Window, cut, join, plan
 BUNDLED = Path(__file__).parent / "pretrained"
 GUIDANCE_INTERVAL = (0.1, 1.0)  # t on which guidance acts; at the noise end it only overshoots
 
-_WIDEST = 0.75  # deviation in log amplitude; with it, decoded speech has the level of the original
+_WIDEST = 1.0  # deviation in log amplitude: the tails of wider ones are thinner than Gaussian
 _TINY = 1e-9
 
 Blocks = Iterable[np.ndarray]  # mono float32 at 32 kHz, may be iterated over more than once
