@@ -50,7 +50,7 @@ def log_mel_32k(
 ) -> jax.Array:
     """Computes the natural log of the mean power density in each mel band up to 16 kHz.
 
-    Frame t is centred on samples [t * hop, (t + 1) * hop), so that frames align with MDCT blocks.
+    Frame t is centred on samples [t * hop, (t + 1) * hop), so that frames align with code frames.
 
     Args:
       wave: (B, S) float32 at 32 kHz, S a multiple of `hop`; zeros are assumed beyond its ends.
