@@ -22,6 +22,9 @@ _CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration file, s
 _TOPOLOGY = flags.DEFINE_string(
     "topology", None, "Chips: v5e:4x4, v5p:4x4x4 (TPU slices), h100:8 or cpu:8.", required=True
 )
+_NUM_SLICES = flags.DEFINE_integer(
+    "num_slices", 1, "TPU slices of that topology, joined by the data center's network.", 1
+)
 _STAGE = flags.DEFINE_enum(
     "stage", "all", ["all", "understanding", "generation", "sampler"], "What to compile."
 )
@@ -40,7 +43,7 @@ def main() -> None:
     from gac_jax.scaling.report import lines, record
     from gac_jax.sharding import make_mesh
 
-    config, topology = _CONFIG.value, chips.parse(_TOPOLOGY.value)
+    config, topology = _CONFIG.value, chips.parse(_TOPOLOGY.value, _NUM_SLICES.value)
     names = PROGRAMS if _STAGE.value == "all" else (_STAGE.value,)
     try:
         mesh = make_mesh(**config.mesh, devices=chips.devices(topology))

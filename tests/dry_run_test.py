@@ -21,11 +21,16 @@ def run(
     """Runs the command with a config of the smallest sizes: exit code, stdout and stderr."""
 
     def run(
-        topology: str, stage: str = "generation", as_json: bool = False, **changes: int
+        topology: str,
+        stage: str = "generation",
+        as_json: bool = False,
+        num_slices: int = 1,
+        **changes: int,
     ) -> tuple[object, str, str]:
         config = get_config()
         config.update_from_flattened_dict(changes)
         flags = {"_CONFIG": config, "_TOPOLOGY": topology, "_STAGE": stage, "_JSON": as_json}
+        flags["_NUM_SLICES"] = num_slices
         for name, value in flags.items():
             monkeypatch.setattr(dry_run, name, types.SimpleNamespace(value=value))
         code: object = 0

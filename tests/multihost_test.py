@@ -6,6 +6,7 @@ import re
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,13 @@ import numpy as np
 import pytest
 import soundfile
 
-from tests import group
+from gac_jax.training.stages import STAGES
+from tests import group, stages_group
 
 pytestmark = [pytest.mark.usefixtures("standard_promotion"), pytest.mark.timeout(280)]
 
 ROOT = Path(__file__).resolve().parents[1]
-PATIENCE = 250  # seconds for both processes; they need ten on an idle machine
+PATIENCE = 250  # seconds for all processes; they need a fraction of it on an idle machine
 
 
 @pytest.fixture(scope="module")
@@ -33,34 +35,48 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def finished(clips: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder in which two processes trained, were stopped, and trained to the end."""
-    folder = tmp_path_factory.mktemp("group")
+def start(
+    module: str, folder: Path, count: int, *words: Path, **settings: str
+) -> list[subprocess.Popen]:
+    """Starts the processes of a group, which share eight devices."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         address = f"127.0.0.1:{probe.getsockname()[1]}"
     # NPROC is the size of the pool whose threads wait for collectives: see tests/conftest.py.
-    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "4", "NPROC": "64"}
-    line = [sys.executable, "-m", "tests.group", str(clips), str(folder), address, "2"]
-    processes = [
+    devices = {"JAX_NUM_CPU_DEVICES": str(8 // count), "NPROC": "64"}
+    line = [sys.executable, "-m", module, *map(str, words), str(folder), address, str(count)]
+    return [
         subprocess.Popen(
             [*line, str(number)],
             cwd=ROOT,
-            env=environment,
+            env={**os.environ, **devices, **settings},
             text=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
         )
-        for number in range(2)
+        for number in range(count)
     ]
+
+
+def finish(processes: list[subprocess.Popen]) -> list[str]:
+    """What they print, once all of them are done; those that hang are ended."""
+    told, deadline = [], time.monotonic() + PATIENCE
     try:
-        for number, process in enumerate(processes):
-            out, _ = process.communicate(timeout=PATIENCE)
-            (folder / f"out-{number}").write_text(out)
+        for process in processes:
+            out, _ = process.communicate(timeout=max(deadline - time.monotonic(), 0))
             assert process.returncode == 0, out
+            told.append(out)
     finally:
         for process in processes:
             process.kill()
+    return told
+
+
+@pytest.fixture(scope="module")
+def finished(clips: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder in which two processes trained, were stopped, and trained to the end."""
+    folder = tmp_path_factory.mktemp("group")
+    for number, out in enumerate(finish(start("tests.group", folder, 2, clips))):
+        (folder / f"out-{number}").write_text(out)
     return folder
 
 
@@ -119,3 +135,38 @@ def test_only_the_first_process_prints(finished: Path) -> None:
     # Gloo's threads write into each other's lines.
     told = [line for line in second.splitlines() if not re.search(r"Gloo|peer ranks|^\s*$", line)]
     assert told == []
+
+
+@pytest.fixture(scope="module")
+def metrics(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, float]]]:
+    """What the real stages log in a process alone, and in each of two; all run at once."""
+    alone, both = tmp_path_factory.mktemp("alone"), tmp_path_factory.mktemp("both")
+    # Programs of this size run in no time however they are compiled.
+    flags = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    quickly = {"XLA_FLAGS": f"{flags} --xla_cpu_parallel_codegen_split_count=1"}
+    finish(
+        start("tests.stages_group", alone, 1, **quickly)
+        + start("tests.stages_group", both, 2, **quickly)
+    )
+    assert (both / "model" / "config.json").is_file()
+    files = (alone / "metrics-0.json", both / "metrics-0.json", both / "metrics-1.json")
+    return [json.loads(file.read_text()) for file in files]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("number", [0, 1])
+def test_real_stages_log_in_each_of_two_what_they_log_alone(
+    metrics: list[dict[str, dict[str, float]]], stage: str, number: int
+) -> None:
+    alone, found = metrics[0], metrics[1 + number]
+    steps = [f"{stage} {step}" for step in range(1, stages_group.STEPS + 1)]
+    assert set(steps) <= set(alone) and set(alone) == set(found)
+    for step in steps:
+        assert alone[step].keys() == found[step].keys() and "gradient_norm" in found[step]
+        for name, value in found[step].items():
+            # Sums differ in order only; `info` is a small difference of larger ones.
+            limit = 1e-6 if name == "loss" else 1e-5
+            assert value == pytest.approx(alone[step][name], rel=limit, nan_ok=True), (
+                f"{step} {name}"
+            )

@@ -35,7 +35,7 @@ class Chip(NamedTuple):
       memory: bytes.
       bandwidth: bytes per second between chip and memory.
       link: bytes per second that it sends to chips of the slice (GPUs: of the node).
-      network: the same beyond that, 0 for not known.
+      network: the same beyond that, its share of the host's adapters; 0 for not known.
     """
 
     flops: float
@@ -46,14 +46,14 @@ class Chip(NamedTuple):
 
 
 # TPUs: docs.cloud.google.com/tpu/docs, pages v4, v5e, v5p, v6e. Their "bidirectional inter-chip
-# interconnect bandwidth" is halved: what a chip sends. GPUs, SXM: NVIDIA's data sheets of A100
-# 80 GB, H100 and H200; NVLink halved likewise; network as in DGX systems, an adapter of 200 or
-# 400 Gbit/s for each GPU.
+# interconnect bandwidth" is halved: what a chip sends; their "data center network bandwidth" is, of
+# v5e and v6e, that of a pod of 256. GPUs, SXM: NVIDIA's data sheets of A100 80 GB, H100 and H200;
+# NVLink halved likewise; network as in DGX systems, an adapter of 200 or 400 Gbit/s for each GPU.
 CHIPS = {
     "v4": Chip(275e12, 32 * GIB, 1.2e12, 300e9),
-    "v5e": Chip(197e12, 16 * GIB, 819e9, 200e9),
-    "v5p": Chip(459e12, 95 * GIB, 2.765e12, 600e9),
-    "v6e": Chip(918e12, 32 * GIB, 1.638e12, 400e9),
+    "v5e": Chip(197e12, 16 * GIB, 819e9, 200e9, 6.4e12 / 8 / 256),
+    "v5p": Chip(459e12, 95 * GIB, 2.765e12, 600e9, 50e9 / 8),
+    "v6e": Chip(918e12, 32 * GIB, 1.638e12, 400e9, 25.6e12 / 8 / 256),
     "a100": Chip(312e12, 80e9, 2.039e12, 300e9, 25e9),
     "h100": Chip(989e12, 80e9, 3.35e12, 450e9, 50e9),
     "h200": Chip(989e12, 141e9, 4.8e12, 450e9, 50e9),
@@ -61,17 +61,27 @@ CHIPS = {
 
 
 class Topology(NamedTuple):
-    """A slice of chips that need not be at hand.
+    """Slices of chips that need not be at hand.
 
     Attributes:
-      name: 'v5e:4x4'.
+      name: of one slice, 'v5e:4x4'.
       kind: a key of `CHIPS`, or 'cpu'.
-      chips: how many.
+      chips: how many in all slices together.
+      slices: how many, all alike.
     """
 
     name: str
     kind: str
     chips: int
+    slices: int = 1
+
+    def __str__(self) -> str:
+        return self.name if self.slices == 1 else f"{self.slices} x {self.name}"
+
+    @property
+    def is_tpu(self) -> bool:
+        """Whether TPUs are meant."""
+        return self.kind.startswith("v")
 
     @property
     def chip(self) -> Chip | None:
@@ -81,22 +91,26 @@ class Topology(NamedTuple):
     @property
     def compiled_by(self) -> str:
         """'tpu' where libtpu compiles for it, else 'cpu'."""
-        return "tpu" if self.kind.startswith("v") and importlib.util.find_spec("libtpu") else "cpu"
+        return "tpu" if self.is_tpu and importlib.util.find_spec("libtpu") else "cpu"
 
     @property
     def link(self) -> float:
-        """Bytes per second that a chip sends to the others; beyond a node, over the network."""
+        """Bytes per second that a chip sends to others of its slice; GPUs, to all others."""
         chip = self.chip
         if chip is None:
             return math.nan
-        return chip.network if chip.network and self.chips > NODE else chip.link
+        return chip.network if not self.is_tpu and self.chips > NODE else chip.link
 
 
-def parse(name: str) -> Topology:
+def parse(name: str, slices: int = 1) -> Topology:
     """Reads 'v5p:4x4x4' (TPU slices, chips along each side) or 'h100:8' and 'cpu:8' (a number).
 
+    Args:
+      name: of one slice.
+      slices: how many of them, joined by a slower network.
+
     Raises:
-      UserError: of another form, or of chips that are not in `CHIPS`.
+      UserError: of another form, of chips that are not in `CHIPS`, or several slices of no TPUs.
     """
     match = re.fullmatch(r"(\w+):([1-9]\d*(?:x[1-9]\d*)*)", name)
     if match is None or match[1] not in (*CHIPS, "cpu"):
@@ -104,7 +118,10 @@ def parse(name: str) -> Topology:
         raise UserError(
             f"--topology={name}: not a slice like {EXAMPLES} (chips known: {known}, cpu)"
         )
-    return Topology(name, match[1], math.prod(map(int, match[2].split("x"))))
+    found = Topology(name, match[1], slices * math.prod(map(int, match[2].split("x"))), slices)
+    if slices > 1 and not found.is_tpu:
+        raise UserError(f"--num_slices={slices}: of TPUs only; give all {match[1]} in --topology")
+    return found
 
 
 def devices(topology: Topology) -> Sequence[Any]:
@@ -124,7 +141,9 @@ def _described(topology: Topology) -> Sequence[Any]:
     for name, value in NO_TPU.items():
         os.environ.setdefault(name, value)
     # A v4 chip is two cores, which JAX drives as one only if asked to.
-    options = {"chip_config_name": "megacore"} if topology.kind == "v4" else {}
+    options: dict[str, Any] = {"chip_config_name": "megacore"} if topology.kind == "v4" else {}
+    if topology.slices > 1:
+        options["num_slices"] = topology.slices
     try:
         description = topologies.get_topology_desc(
             platform="tpu", topology_name=topology.name, **options

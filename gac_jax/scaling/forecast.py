@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from gac_jax.scaling.chips import Topology
 from gac_jax.scaling.compiler import Compiled, compile_and_listen
 from gac_jax.scaling.flops import flops
-from gac_jax.scaling.hlo import KINDS, Collective, collectives
+from gac_jax.scaling.hlo import KINDS, Collective, collectives, sent
 from gac_jax.scaling.programs import Program, build
 
 
@@ -32,8 +32,10 @@ class Forecast:
       flops: operations of one call on all chips together.
       recomputed: those among them that save memory only.
       collectives: kind -> {"count", "bytes"}, of one chip in one call; bytes are those it sends.
+        Those between slices have kinds of their own, "all-reduce between slices".
       complaints: arrays that every chip held whole against the partitioner's will.
-      seconds: that one call takes at least: {"compute", "memory", "network"}.
+      seconds: that one call takes at least: {"compute", "memory", "network"}, and "slices" for
+        what goes between several.
     """
 
     program: str
@@ -118,26 +120,31 @@ def _read(
 
 
 def seconds(
-    operations: float, memory: dict[str, int], found: Iterable[Collective], topology: Topology
+    operations: float, memory: dict[str, int], found: Sequence[Collective], topology: Topology
 ) -> dict[str, float]:
-    """Least time of one call on each of the three things that may hold it up.
+    """Least time of one call on each of the things that may hold it up.
 
     Args:
       operations: of all chips together; they are taken to be spread evenly, in bfloat16.
       memory: as in `Forecast`. Arguments are read once, results written once, and what is computed
         in between is written and read once; a real program reads its weights more often.
-      found: collectives of one chip, at the full rate of all its links.
+      found: collectives of one chip, at the full rate of all its links or, between slices, of its
+        share of its host's network.
       topology: the slice.
     """
     chip = topology.chip
     if chip is None:
         return {}
     moved = memory["arguments"] + memory["results"] + 2 * memory["temporaries"]
-    return {
+    within, between = ([c for c in found if c.between is side] for side in (False, True))
+    least = {
         "compute": operations / topology.chips / chip.flops,
         "memory": moved / chip.bandwidth,
-        "network": sum(collective.sent for collective in found) / topology.link,
+        "network": sent(within) / topology.link,
     }
+    if between and chip.network:
+        least["slices"] = sent(between) / chip.network
+    return least
 
 
 def _memory(compiled: Compiled) -> dict[str, int]:
@@ -162,11 +169,15 @@ def _fits(memory: dict[str, int], topology: Topology) -> bool | None:
     return True if topology.compiled_by == "tpu" else None
 
 
-def _by_kind(found: Iterable[Collective]) -> dict[str, dict[str, int]]:
-    counts = {kind: [c for c in found if c.kind == kind] for kind in KINDS}
+def _by_kind(found: Sequence[Collective]) -> dict[str, dict[str, int]]:
+    kinds = {
+        kind + suffix: [c for c in found if (c.kind, c.between) == (kind, bool(suffix))]
+        for suffix in ("", " between slices")
+        for kind in KINDS
+    }
     return {
-        kind: {"count": sum(c.times for c in own), "bytes": sum(c.sent for c in own)}
-        for kind, own in counts.items()
+        kind: {"count": sum(c.times for c in own), "bytes": sent(own)}
+        for kind, own in kinds.items()
         if own
     }
 

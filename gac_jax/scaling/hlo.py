@@ -2,6 +2,9 @@
 
 The text of a compiled program names every collective once, but those inside a scan over layers run
 once a layer; `collectives` multiplies by the trip counts that XLA writes beside each loop.
+
+In a program for several TPU slices, libtpu has parted what goes between them from what stays within
+one, and leaves it to the hosts ("megascale"): each chip hands its share over in a send.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ _BRANCHES = re.compile(
 )
 _CHANNEL = re.compile(r"\bchannel_id=(\d+)")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_BETWEEN = re.compile(r'_xla_megascale_target="\{([\d,:]+)\}.*_xla_megascale_transfer_type="(\w+)"')
 _LIMIT = re.compile(r"^s\d+\[\]\S* constant\((\d+)\)")
 _BITS = re.compile(r"\d+")
 
@@ -54,12 +58,14 @@ class Collective(NamedTuple):
       results: what one chip holds afterwards.
       group: chips that take part together.
       times: executions in one call of the program.
+      between: whether it is between slices; `group` then counts slices.
     """
 
     kind: str
     results: tuple[Array, ...]
     group: int
     times: int
+    between: bool = False
 
     @property
     def sent(self) -> int:
@@ -105,7 +111,9 @@ def collectives(text: str) -> list[Collective]:
         """One execution; `seen` are channels: the parts of an asynchronous collective share one."""
         for instruction in computations[name]:
             operation, results, rest = instruction
-            if operation.removesuffix("-start") in KINDS:
+            if operation == "send" and (told := _BETWEEN.search(rest)):
+                yield _between(results, told[1], told[2])
+            elif operation.removesuffix("-start") in KINDS:
                 channel = _CHANNEL.search(rest)
                 if not channel or channel[1] not in seen:
                     seen |= {channel[1]} if channel else set()
@@ -127,7 +135,7 @@ def collectives(text: str) -> list[Collective]:
 
 
 def sent(found: Iterable[Collective]) -> int:
-    """Bytes that one chip sends in all of them together."""
+    """Bytes that one chip sends in all of them together, within and between slices."""
     return sum(collective.sent for collective in found)
 
 
@@ -185,6 +193,21 @@ def _collective(instruction: _Instruction, chips: int) -> Collective:
         arrays = [array for array in results if array.shape]
         results = tuple(arrays[len(arrays) // 2 :])
     return Collective(kind, results, _group(instruction.text, chips), 1)
+
+
+def _between(sent: tuple[Array, ...], target: str, transfer: str) -> Collective:
+    """A collective of slices: `target` is '1,2' or '1:4', `sent` begins with what a chip gives."""
+    ranges = ([int(end) for end in part.split(":")] for part in target.split(","))
+    slices = sum(ends[-1] - ends[0] + 1 for ends in ranges)
+    kind = transfer.lower().replace("_", "-")
+    dtype, shape = sent[0]
+    if kind == "all-gather":
+        shape = (slices, *shape)
+    elif kind == "reduce-scatter":
+        shape = (math.prod(shape) // slices,)
+    elif kind not in KINDS:
+        kind = "collective-permute"
+    return Collective(kind, (Array(dtype, shape),), slices, 1, between=True)
 
 
 def _group(text: str, chips: int) -> int:

@@ -19,6 +19,7 @@ def record(
     return {
         "config": name,
         "topology": topology.name,
+        "slices": topology.slices,
         "chips": topology.chips,
         "mesh": dict(mesh.shape),
         "compiled_for": mesh.devices.flat[0].device_kind,
@@ -33,7 +34,7 @@ def lines(
     """The report for people."""
     axes = ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
     kind = mesh.devices.flat[0].device_kind
-    yield f"{name} on {topology.name}: {topology.chips} chips ({axes}); compiled for {kind}"
+    yield f"{name} on {topology}: {topology.chips} chips ({axes}); compiled for {kind}"
     for one in forecasts:
         yield from _of(one, topology)
     yield from (f"not checked: {text}" for text in not_checked(topology))
@@ -43,13 +44,17 @@ def not_checked(topology: Topology) -> list[str]:
     """What the report leaves open."""
     told = ["times are the least that data sheets allow; nothing has run"]
     if topology.compiled_by == "tpu":
+        if topology.slices > 1 and topology.chip and not topology.chip.network:
+            told.append("how long chips wait for other slices; their network is not known")
         return told
     told.append(
         "temporaries and collectives are those of XLA's CPU compiler; the chip's own fuses and "
         "reduces differently, so that whether it fits is open"
     )
-    if topology.kind.startswith("v"):
+    if topology.is_tpu:
         told.append('libtpu is not installed (pip install -e ".[tpu]")')
+    if topology.slices > 1:
+        told.append("what goes between slices; all chips are taken to be in one")
     return told if topology.chip else told[1:]
 
 

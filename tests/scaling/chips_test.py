@@ -7,6 +7,7 @@ import pytest
 from gac_jax.errors import UserError
 from gac_jax.scaling import chips
 from gac_jax.scaling.chips import CHIPS, Topology, devices, parse
+from gac_jax.sharding import make_mesh
 
 
 @pytest.mark.parametrize(
@@ -15,6 +16,15 @@ from gac_jax.scaling.chips import CHIPS, Topology, devices, parse
 )
 def test_slices_are_read(name: str, kind: str, count: int) -> None:
     assert parse(name) == Topology(name, kind, count)
+
+
+def test_several_slices_are_counted_together() -> None:
+    several = parse("v5e:4x4", slices=4)
+    assert (several.name, several.chips, several.slices) == ("v5e:4x4", 64, 4)
+    assert (str(several), str(parse("v5e:4x4"))) == ("4 x v5e:4x4", "v5e:4x4")
+    assert several.link == CHIPS["v5e"].link > several.chip.network > 0
+    with pytest.raises(UserError, match="--num_slices=2: of TPUs only; give all h100"):
+        parse("h100:8", slices=2)
 
 
 @pytest.mark.parametrize("name", ["", "v5p", "v9:2x2", "v5e:0x4", "v5e:4x", "v5e:-4", "v5e:4x4 "])
@@ -52,5 +62,9 @@ def test_libtpu_describes_slices() -> None:
     found = devices(parse("v5e:2x4"))
     assert len(found) == 8 and {device.platform for device in found} == {"tpu"}
     assert len(devices(parse("v4:2x2x1"))) == 4  # not the 8 cores
+    several = devices(parse("v5e:2x4", slices=2))
+    assert [device.slice_index for device in several] == 8 * [0] + 8 * [1]
+    mesh = make_mesh(data=-1, fsdp=2, tensor=2, devices=several)
+    assert [{d.slice_index for d in row.flat} for row in mesh.devices] == [{0}, {0}, {1}, {1}]
     with pytest.raises(UserError, match="v5e:4x5: no such slice"):
         devices(parse("v5e:4x5"))

@@ -47,6 +47,22 @@ def test_least_times_follow_from_the_data_sheet() -> None:
     assert seconds(8e12, MEMORY, found, parse("cpu:8")) == {}
 
 
+def test_what_goes_between_slices_takes_the_slower_network() -> None:
+    chip, slices = CHIPS["v5e"], parse("v5e:2x4", slices=2)
+    array = (Array("f32", (1000,)),)
+    within = Collective("all-reduce", array, 8, 1)
+    between = within._replace(group=2, times=3, between=True)
+    found = seconds(8e12, MEMORY, [within, between], slices)
+    assert found["network"] == pytest.approx(7_000 / chip.link)
+    assert found["slices"] == pytest.approx(12_000 / chip.network)
+    assert "slices" not in seconds(8e12, MEMORY, [within], slices)
+    assert "slices" not in seconds(8e12, MEMORY, [between], parse("v4:2x2x1", slices=2))  # unknown
+    assert forecasts._by_kind([within, between]) == {
+        "all-reduce": {"count": 1, "bytes": 7_000},
+        "all-reduce between slices": {"count": 3, "bytes": 12_000},
+    }
+
+
 def test_the_slowest_of_three_decides_and_recomputation_is_no_use() -> None:
     slice_ = parse("v5e:2x4")
     one = made()

@@ -138,3 +138,37 @@ def test_a_compiled_scan_gathers_each_layer() -> None:
     found = collectives(step.lower(*shapes).compile().as_text())
     assert found == [Collective("all-gather", (Array("f32", (16, 16)),), 4, 5)]
     assert sent(found) == 5 * 16 * 16 * 4 * 3 // 4
+
+
+@pytest.mark.parametrize(
+    ("transfer", "target", "kind", "slices", "bytes_sent"),
+    [
+        ("ALL_REDUCE", "{1,2}x{0:3}", "all-reduce", 2, 128),
+        ("ALL_REDUCE", "{1:4}x{0:15}", "all-reduce", 4, 2 * 128 * 3 // 4),
+        ("ALL_GATHER", "{1:4}x{0:3}", "all-gather", 4, 3 * 128),
+        ("REDUCE_SCATTER", "{1,2}x{0:3}", "reduce-scatter", 2, 64),
+        ("ONE_TO_ONE", "{1,2}x{0:3}", "collective-permute", 2, 128),
+    ],
+)
+def test_what_goes_between_slices_is_told_apart(
+    transfer: str, target: str, kind: str, slices: int, bytes_sent: int
+) -> None:
+    """As libtpu 0.0.42 writes it; hosts carry other sends too."""
+    line = (
+        "%send = (f32[4,8]{1,0:T(8,128)}, u32[], token[]) send(%p, %t), channel_id=5, "
+        'is_host_transfer=true, frontend_attributes={_xla_host_transfer_handler_name="xla_'
+        f'megascale_runtime",_xla_megascale_target="{target}",_xla_megascale_transfer_type="'
+        f'{transfer}"}}'
+    )
+    other = line.replace("_xla_megascale", "_xla_other")
+    (found,) = collectives(program(line, other))
+    assert (found.kind, found.group, found.between) == (kind, slices, True)
+    assert found.sent == bytes_sent
+    (looped,) = collectives(
+        program(
+            "%l = f32[4] while(%p), condition=%c, body=%b, "
+            'backend_config={"known_trip_count":{"n":"5"}}',
+            others=computation("c", "%k = s32[] constant(5)") + computation("b", line),
+        )
+    )
+    assert looped == found._replace(times=5)

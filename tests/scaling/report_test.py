@@ -41,3 +41,11 @@ def test_the_record_is_json() -> None:
     assert found["mesh"] == {"data": 8, "fsdp": 1, "tensor": 1}
     assert found["programs"]["generation"]["step"] == 1.0
     assert found["not_checked"] == not_checked(parse("h100:8"))
+
+
+def test_several_slices_are_named_and_what_is_open_told() -> None:
+    slices = parse("v4:2x2x1", slices=2)
+    assert next(lines("xl", slices, make_mesh(), [])).startswith("xl on 2 x v4:2x2x1: 8 chips")
+    assert record("xl", slices, make_mesh(), [])["slices"] == 2
+    assert any("slices" in text for text in not_checked(slices))
+    assert not any("slices" in text for text in not_checked(parse("v4:2x2x1")))
