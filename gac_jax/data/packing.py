@@ -36,7 +36,7 @@ from gac_jax.data.summary import duration
 from gac_jax.data.transforms import UNREADABLE
 from gac_jax.errors import UserError
 from gac_jax.rates import SAMPLE_RATE
-from gac_jax.signal.audio_io import AudioReader
+from gac_jax.signal.audio_io import AudioReader, to_16_bits
 
 CLIPS_PER_SHARD = 1_000
 # A shard of so many clips none of which can be read tells of a disk that went away.
@@ -245,8 +245,7 @@ def _packed(clip: Clip) -> Clip:
     if isinstance(clip.audio, bytes):
         return clip
     reader = AudioReader(clip.audio)
-    wave = np.concatenate(list(reader))
-    samples = np.clip(np.round(wave * 2**15), -(2**15), 2**15 - 1).astype(np.int16)
+    samples = to_16_bits(np.concatenate(list(reader)))
     flac = io.BytesIO()
     soundfile.write(flac, samples, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
     return dataclasses.replace(

@@ -220,6 +220,11 @@ def to_mono_32k(wave: npt.ArrayLike, sample_rate: float) -> np.ndarray:
     return resample(mono, sample_rate, SAMPLE_RATE)
 
 
+def to_16_bits(wave: np.ndarray) -> np.ndarray:
+    """Rounds float samples to those of a 16-bit file, int16; what is beyond full scale is clipped."""
+    return np.clip(np.round(wave * 2**15), -(2**15), 2**15 - 1).astype(np.int16)
+
+
 class _Resampler:
     """Resamples a mono stream of blocks of any size."""
 

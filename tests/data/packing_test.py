@@ -92,7 +92,7 @@ def test_a_run_can_be_trained_from_either(
 @pytest.mark.parametrize(
     ("rate", "suffix"), [(48_000, "opus"), (48_000, "flac"), (44_100, "ogg"), (22_050, "wav")]
 )
-def test_crops_of_packed_clips_differ_by_rounding_alone(
+def test_crops_of_packed_clips_are_those_of_the_folder(
     tmp_path: Path, write_clip: WriteClip, rate: int, suffix: str
 ) -> None:
     for index in range(4):
@@ -104,8 +104,10 @@ def test_crops_of_packed_clips_differ_by_rounding_alone(
     for seed in range(20):
         crops = [read_crop(s[seed % 4], 4_001, np.random.default_rng(seed)) for s in (theirs, ours)]
         assert crops[0].shape == crops[1].shape == (4_001,)
-        # Half a step of 16 bits, and what float32 leaves of the resampler.
-        np.testing.assert_allclose(*crops, atol=2**-16 + 1e-6, rtol=0)
+        # What float32 leaves of the resampler may fall on either side of a half.
+        steps = np.rint(2**15 * (crops[0] - crops[1]))
+        assert np.mean(steps == 0) > 0.98
+        assert np.abs(steps).max() <= 1
 
 
 def first_batches(root: object) -> Iterator[dict[str, np.ndarray]]:
