@@ -42,7 +42,7 @@ def main(_: list[str]) -> None:
     """Measures and prints."""
     codec = gac_jax.load(_MODEL.value)
     scores: dict[tuple[str, float], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for domain, wave in _held_out():
+    for domain, wave in held_out():
         whole = codec.encode(wave)
         for k in LADDER:
             tokens = whole.with_residuals(k)
@@ -50,12 +50,13 @@ def main(_: list[str]) -> None:
             row = scores[domain, kbps(k)]
             row["log_mel_db"].append(log_mel_distance(wave, decoded))
             row["kbps"].append(8e-3 * len(tokens.to_bytes()) / tokens.duration)
-            if domain == "speech" and (score := _stoi(wave, decoded)) is not None:
+            if domain == "speech" and (score := stoi_of(wave, decoded)) is not None:
                 row["stoi"].append(score)
     _report(scores)
 
 
-def _held_out() -> Iterator[tuple[str, np.ndarray]]:
+def held_out() -> Iterator[tuple[str, np.ndarray]]:
+    """Domain and first seconds, 32 kHz mono, of some held-out clips of each domain."""
     source = open_source(_ROOT.value)
     training, held_out = split(source.clips, _VALIDATION.value)
     left: dict[str, int] = defaultdict(lambda: _CLIPS.value)
@@ -70,7 +71,8 @@ def _held_out() -> Iterator[tuple[str, np.ndarray]]:
                 yield clip.domain, to_mono_32k(samples.T.astype(np.float32), rate)
 
 
-def _stoi(reference: np.ndarray, decoded: np.ndarray) -> float | None:
+def stoi_of(reference: np.ndarray, decoded: np.ndarray) -> float | None:
+    """STOI of two waves at 32 kHz, None without `pystoi`."""
     try:
         from pystoi import stoi
     except ImportError:

@@ -31,8 +31,8 @@ import gac_jax
 from benchmarks import ceiling
 from gac_jax import model_folder, rates
 from gac_jax.bitstream import Tokens
-from gac_jax.codec import GUIDANCE_INTERVAL, Codec
-from gac_jax.flow import time_grid
+from gac_jax.codec import Codec
+from gac_jax.flow import GUIDANCE_INTERVAL, time_grid
 from gac_jax.models.flow_decoder import DecoderConfig, FlowDecoder
 from gac_jax.rates import FRAME_SAMPLES, SAMPLE_RATE, SPECTRA_PER_FRAME
 from gac_jax.sharding import make_mesh, shard_batch, shardings

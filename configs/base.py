@@ -11,7 +11,8 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     config.name = "base"  # name of the model folder's card
     config.seed = 0  # of initialisation, noise and the data order
-    config.stages = ("understanding", "generation")  # or one of them
+    # Or one of them; a third, "meanflow", makes a decoder of few steps of that of "generation".
+    config.stages = ("understanding", "generation")
     # Bundled model or model folder ("" is none) that stands in for config.encoder and
     # config.quantizer, sizes included. The stage understanding goes on training its weights;
     # without that stage they stay as they are, and the new model reads the old one's files.
@@ -67,11 +68,12 @@ def get_config() -> ConfigDict:
 
     config.understanding = _understanding()
     config.generation = _generation()
+    config.meanflow = _meanflow()
 
     config.sampling = sampling = ConfigDict()  # defaults written into the model folder
     sampling.steps = 16  # network evaluations of the Euler solver
     sampling.solver = "euler"  # or "heun"
-    sampling.guidance = 1.5  # classifier-free guidance weight; 1 is none
+    sampling.guidance = 1.5  # classifier-free guidance weight; 1 is none; meanflow learns it
     sampling.temperature = 1.0  # deviation of the noise; below 1 is plainer and safer
     sampling.storage = "float32"  # of shipped weights: float32, bfloat16 or int8
     return config
@@ -114,6 +116,20 @@ def _generation() -> ConfigDict:
     stage.objective.time_std = 1.0  # of logit t
     stage.objective.lose_frames = 0.1  # share of crops that lose a fifth of their code frames
     stage.objective.scale_steps = 200  # steps that measure each band's mean and deviation
+    return stage
+
+
+def _meanflow() -> ConfigDict:
+    stage = _stage()
+    stage.steps = 30_000
+    stage.sampling_steps = 2  # of the solver meanflow, in the model folder
+    stage.objective = ConfigDict()
+    stage.objective.rate_weights = (0.25, 0.25, 0.15, 0.15, 0.2)  # of k = 0, 1, 2, 4, 8
+    stage.objective.lose_frames = 0.1  # share of crops that lose a fifth of their code frames
+    stage.objective.instants = 0.25  # share of crops that keep the velocity at t, as euler takes it
+    stage.objective.path_steps = 4  # of the old decoder, for the mean velocity over an interval
+    stage.objective.lowest_temperature = 0.5  # of noise, from here to 1
+    stage.optimizer.update(learning_rate=1e-4)
     return stage
 
 

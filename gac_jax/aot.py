@@ -41,7 +41,7 @@ def pack(
       model: see `gac_jax.load`.
       platforms: of `PLATFORMS`; none of them need be at hand.
       steps: solver steps; None takes the model's default, here and below.
-      solver: 'euler' or 'heun'.
+      solver: 'euler', 'heun', or 'meanflow' of models trained for it.
       guidance: classifier-free guidance weight, 1 for none.
       temperature: deviation of the noise, 0 .. 2.
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,7 @@ from gac_jax.models.encoder import EncoderConfig, Features
 from gac_jax.models.flow_decoder import Condition, DecoderConfig, FlowDecoder
 from gac_jax.models.quantizer import Quantizer, QuantizerConfig
 from gac_jax.rates import FRAME_SAMPLES, SAMPLE_RATE, SPECTRA_PER_FRAME
+from gac_jax.sampling import Sampling, choose
 from gac_jax.signal.audio_io import AudioReader, to_mono_32k
 from gac_jax.signal.griffin_lim import griffin_lim
 from gac_jax.signal.log_spectrum import LOUDEST, magnitudes
@@ -33,31 +34,12 @@ from gac_jax.stages.generation import init_decoder
 from gac_jax.windows import Window, cut, join, plan
 
 BUNDLED = Path(__file__).parent / "pretrained"
-GUIDANCE_INTERVAL = (0.1, 1.0)  # t on which guidance acts; at the noise end it only overshoots
 
 _WIDEST = 1.0  # deviation in log amplitude: the tails of wider ones are thinner than Gaussian
 _TINY = 1e-9
 
 Blocks = Iterable[np.ndarray]  # mono float32 at 32 kHz, may be iterated over more than once
 Job = TypeVar("Job")
-
-
-class Sampling(NamedTuple):
-    """How tokens become audio.
-
-    Attributes:
-      steps: solver steps; Heun evaluates the network twice a step.
-      solver: 'euler' or 'heun'.
-      guidance: weights of classifier-free guidance at each number of residual codebooks; 1 is none.
-      temperature: deviation of the noise; 1 samples what the model has learnt, 0 keeps to the mean.
-      seed: of the noise, 0 .. 2^32 - 1.
-    """
-
-    steps: int
-    solver: str
-    guidance: tuple[float, ...]
-    temperature: float
-    seed: int
 
 
 def load(model: str | Path = "mini", batch_size: int = 1) -> Codec:
@@ -202,7 +184,7 @@ class Codec:
           tokens: made by a model with this codec's fingerprint.
           seed: of the noise; the same seed gives the same audio.
           steps: solver steps; None takes the model's default, here and below.
-          solver: 'euler' or 'heun'.
+          solver: 'euler', 'heun', or 'meanflow' of models trained for it.
           guidance: classifier-free guidance weight, 1 for none.
           temperature: deviation of the noise, 0 .. 2; below 1 is plainer and safer.
           lost: (N,) bool, code frames that did not arrive; they are filled in from the others.
@@ -323,26 +305,9 @@ class Codec:
         guidance: float | None,
         temperature: float | None,
     ) -> Sampling:
-        default = self.config["sampling"]
-        weight = default["guidance"] if guidance is None else guidance  # one, or one for each rate
-        sampling = Sampling(
-            steps=default["steps"] if steps is None else steps,
-            solver=default["solver"] if solver is None else solver,
-            guidance=tuple(np.broadcast_to(weight, self.num_codebooks).tolist()),
-            temperature=default["temperature"] if temperature is None else temperature,
-            seed=seed,
-        )
-        if not 1 <= sampling.steps <= 1000:
-            raise UserError(f"steps must be 1 .. 1000, not {sampling.steps}")
-        if sampling.solver not in flow.SOLVERS:
-            raise UserError(f"solver must be {' or '.join(flow.SOLVERS)}, not {sampling.solver!r}")
-        if not all(0.0 <= weight <= 20.0 for weight in sampling.guidance):
-            raise UserError(f"guidance must be 0 .. 20, not {weight}")
-        if not 0.0 <= sampling.temperature <= 2.0:
-            raise UserError(f"temperature must be 0 .. 2, not {sampling.temperature}")
-        if not 0 <= seed < 2**32:
-            raise UserError(f"seed must be 0 .. 2^32 - 1, not {seed}")
-        return sampling
+        given = (seed, steps, solver, guidance, temperature)
+        interval = self._decoder.config.interval
+        return choose(self.config["sampling"], self.num_codebooks, interval, *given)
 
     def _batched(
         self,
@@ -432,10 +397,12 @@ class Codec:
             given = (embedding, rate, kept, lost, frames)
             return decoder.apply(variables, *given, method="condition")
 
-        def velocity(condition: Condition, x: jax.Array, t: jax.Array) -> jax.Array:
-            times = jnp.broadcast_to(t, (x.shape[0],))
+        def velocity(
+            condition: Condition, x: jax.Array, t: jax.Array, until: jax.Array
+        ) -> jax.Array:
+            t, until = (jnp.broadcast_to(time, (x.shape[0],)) for time in (t, until))
             lengths = jnp.tile(frames, x.shape[0] // frames.shape[0])
-            return flow.velocity(decoder.apply(variables, x, times, condition, lengths), x, times)
+            return flow.velocity(decoder.apply(variables, x, t, condition, lengths, until), x, t)
 
         with_codes = condition(True)
         velocity_fn: flow.VelocityFn = partial(velocity, with_codes)
@@ -443,7 +410,7 @@ class Codec:
             both = jax.tree.map(lambda *x: jnp.concatenate(x), with_codes, condition(False))
             doubled = partial(velocity, both)
             weight = guidance[rate][:, None, None]
-            velocity_fn = flow.guided(velocity_fn, doubled, weight, GUIDANCE_INTERVAL)
+            velocity_fn = flow.guided(velocity_fn, doubled, weight)
         length, bins = codes.shape[2] * SPECTRA_PER_FRAME, decoder.config.bins
         noise = flow.frame_noise(seed, start, length, 2 * bins)
         standardised = flow.solve(velocity_fn, temperature * noise[..., :bins], times, solver)

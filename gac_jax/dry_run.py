@@ -26,7 +26,10 @@ _NUM_SLICES = flags.DEFINE_integer(
     "num_slices", 1, "TPU slices of that topology, joined by the data center's network.", 1
 )
 _STAGE = flags.DEFINE_enum(
-    "stage", "all", ["all", "understanding", "generation", "sampler"], "What to compile."
+    "stage",
+    "all",
+    ["all", "understanding", "generation", "meanflow", "sampler"],
+    "What to compile; all is the stages of the config, and the sampler.",
 )
 _JSON = flags.DEFINE_boolean("json", False, "Print one JSON object instead of text.")
 flags.mark_flag_as_required("config")
@@ -39,12 +42,12 @@ def main() -> None:
     jax.config.update("jax_platforms", "cpu")  # accelerators at hand stay free
     from gac_jax.scaling import chips
     from gac_jax.scaling.forecast import forecast
-    from gac_jax.scaling.programs import PROGRAMS
+    from gac_jax.scaling.programs import SAMPLER
     from gac_jax.scaling.report import lines, record
     from gac_jax.sharding import make_mesh
 
     config, topology = _CONFIG.value, chips.parse(_TOPOLOGY.value, _NUM_SLICES.value)
-    names = PROGRAMS if _STAGE.value == "all" else (_STAGE.value,)
+    names = (*config.stages, SAMPLER) if _STAGE.value == "all" else (_STAGE.value,)
     try:
         mesh = make_mesh(**config.mesh, devices=chips.devices(topology))
         found = [forecast(name, config, mesh, topology) for name in names]

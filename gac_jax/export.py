@@ -17,7 +17,10 @@ _OUTPUT = flags.DEFINE_string("output", "decoder.gacx", "File to write.")
 _PLATFORMS = flags.DEFINE_list("platforms", ["cpu", "cuda", "tpu"], "What it is to run on.")
 _STEPS = flags.DEFINE_integer("steps", None, "Solver steps; by default the model's.", 1, 1000)
 _SOLVER = flags.DEFINE_enum(
-    "solver", None, ["euler", "heun"], "By default the model's; heun costs twice as much a step."
+    "solver",
+    None,
+    ["euler", "heun", "meanflow"],
+    "By default the model's; heun costs double, and meanflow takes a model trained for it.",
 )
 _GUIDANCE = flags.DEFINE_float(
     "guidance", None, "Guidance weight, 0 to 20; 1 is none; by default the model's."

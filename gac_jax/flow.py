@@ -10,8 +10,11 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-VelocityFn = Callable[[jax.Array, jax.Array], jax.Array]
-SOLVERS = ("euler", "heun")
+# (x, t, until) -> mean velocity on the path from x at t to the time `until`, () each; at until = t
+# it is the velocity at t, which is all that a network without `DecoderConfig.interval` knows.
+VelocityFn = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+GUIDANCE_INTERVAL = (0.1, 1.0)  # t on which guidance acts; at the noise end it only overshoots
+SOLVERS = ("euler", "heun", "meanflow")
 MIN_REMAINING = 1e-3  # floor of 1 - t, so that v stays finite at the audio end
 LOSS_FLOOR = 0.05  # the same in the loss, so that times near that end do not outweigh the rest
 
@@ -92,39 +95,41 @@ def time_grid(steps: int, warp: float = -1.0) -> jax.Array:
     return t + warp * (jnp.cos(jnp.pi / 2 * t) - 1.0 + t)
 
 
-def guided(
-    conditional: VelocityFn, doubled: VelocityFn, weight: jax.Array, interval: tuple[float, float]
-) -> VelocityFn:
-    """Classifier-free guidance on an interval of t (Kynkaanniemi et al., 2024).
+def guided(conditional: VelocityFn, doubled: VelocityFn, weight: jax.Array) -> VelocityFn:
+    """Classifier-free guidance on `GUIDANCE_INTERVAL` (Kynkaanniemi et al., 2024).
 
     Args:
-      conditional: v(x, t) given the codes; used outside the interval, at half the cost.
+      conditional: v given the codes; used outside that interval, at half the cost.
       doubled: v of a batch twice as large, given the codes in its first half of rows and the null
         condition in its second.
       weight: guidance weight, (B, 1, 1) or (); 1 is no guidance.
-      interval: (first, last) t on which guidance acts.
     """
 
-    def inside(x: jax.Array, t: jax.Array) -> jax.Array:
-        with_codes, without = jnp.split(doubled(jnp.concatenate([x, x]), t), 2)
+    def inside(x: jax.Array, t: jax.Array, until: jax.Array) -> jax.Array:
+        with_codes, without = jnp.split(doubled(jnp.concatenate([x, x]), t, until), 2)
         return without + weight * (with_codes - without)
 
-    def field(x: jax.Array, t: jax.Array) -> jax.Array:
-        acts = (t >= interval[0]) & (t <= interval[1])
-        return jax.lax.cond(acts, inside, conditional, x, t)
+    def field(x: jax.Array, t: jax.Array, until: jax.Array) -> jax.Array:
+        return jax.lax.cond(guidance_acts(t), inside, conditional, x, t, until)
 
     return field
+
+
+def guidance_acts(t: jax.Array) -> jax.Array:
+    """Whether t, of any shape, lies on `GUIDANCE_INTERVAL`."""
+    return (t >= GUIDANCE_INTERVAL[0]) & (t <= GUIDANCE_INTERVAL[1])
 
 
 def solve(velocity_fn: VelocityFn, x0: jax.Array, times: jax.Array, method: str) -> jax.Array:
     """Integrates dX/dt = v(X, t) along `times` (Eq. 11) in one `lax.scan`.
 
     Args:
-      velocity_fn: v(x, t) with x of x0's shape and t a scalar.
+      velocity_fn: see `VelocityFn`; x has x0's shape.
       x0: start point at times[0].
       times: (steps + 1,) increasing.
-      method: 'euler' (first order, one evaluation a step) or 'heun' (second order, two; its last
-        step is Euler's, as in Karras et al., 2022).
+      method: 'euler' (first order, one evaluation a step), 'heun' (second order, two; its last
+        step is Euler's, as in Karras et al., 2022) or 'meanflow' (one evaluation a step, of the
+        mean velocity over it, with which steps of any length end on the path).
 
     Returns:
       The point at times[-1], shape of x0.
@@ -137,9 +142,9 @@ def solve(velocity_fn: VelocityFn, x0: jax.Array, times: jax.Array, method: str)
 
     def step(x: jax.Array, span: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
         start, end = span
-        slope = velocity_fn(x, start)
+        slope = velocity_fn(x, start, end if method == "meanflow" else start)
         if method == "heun":
-            ahead = velocity_fn(x + (end - start) * slope, end)
+            ahead = velocity_fn(x + (end - start) * slope, end, end)
             # Having arrived at the X_1 that it predicts, a network sees no velocity at t = 1.
             slope = jnp.where(end < times[-1], 0.5 * (slope + ahead), slope)
         return x + (end - start) * slope, None

@@ -28,7 +28,10 @@ _KBPS = flags.DEFINE_float(
 _MODEL = flags.DEFINE_string("model", "mini", "A bundled model or a model folder.")
 _STEPS = flags.DEFINE_integer("steps", None, "Solver steps; by default the model's.", 1, 1000)
 _SOLVER = flags.DEFINE_enum(
-    "solver", None, ["euler", "heun"], "By default the model's; heun costs twice as much a step."
+    "solver",
+    None,
+    ["euler", "heun", "meanflow"],
+    "By default the model's; heun costs double, and meanflow takes a model trained for it.",
 )
 _GUIDANCE = flags.DEFINE_float(
     "guidance", None, "Guidance weight, 0 to 20; 1 is none; by default the model's."

@@ -204,7 +204,7 @@ def test_tokens_of_another_model_are_refused(codec: Codec) -> None:
     [
         ({"steps": 0}, "steps must be"),
         ({"steps": 1_001}, "steps must be"),
-        ({"solver": "rk4"}, "solver must be euler or heun"),
+        ({"solver": "rk4"}, "solver must be euler, heun, meanflow"),
         ({"guidance": -1.0}, "guidance must be"),
         ({"guidance": float("nan")}, "guidance must be"),
         ({"temperature": -0.1}, "temperature must be"),

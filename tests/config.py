@@ -16,9 +16,10 @@ def get_config() -> ConfigDict:
     config.quantizer = ConfigDict(dataclasses.asdict(tiny.QUANTIZER))
     config.decoder = ConfigDict(dataclasses.asdict(tiny.DECODER))
     config.data.update(validation_percent=35.0, validation_batches=1, num_threads=2)
-    for stage in (config.understanding, config.generation):
+    for stage in (config.understanding, config.generation, config.meanflow):
         stage.update(steps=4, batch_size=8, crop_frames=4)
         stage.update(log_every=1, eval_every=2, save_every=100)
-    config.generation.crop_frames = 16  # the model's windows, which are no shorter
+    for stage in (config.generation, config.meanflow):
+        stage.crop_frames = 16  # the model's windows, which are no shorter
     config.sampling.steps = 2
     return config

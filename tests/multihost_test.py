@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 import soundfile
 
-from gac_jax.training.stages import STAGES
 from tests import group, stages_group
 
 pytestmark = [pytest.mark.usefixtures("standard_promotion"), pytest.mark.timeout(280)]
@@ -154,7 +153,7 @@ def metrics(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", stages_group.settings().stages)
 @pytest.mark.parametrize("number", [0, 1])
 def test_real_stages_log_in_each_of_two_what_they_log_alone(
     metrics: list[dict[str, dict[str, float]]], stage: str, number: int

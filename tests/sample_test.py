@@ -180,7 +180,7 @@ def test_bad_gac_files_are_refused(run: Run, clips: Path, tmp_path: Path, kind: 
         (["--input=in", "--guidance=-1"], "--guidance=-1"),
         (["--input=in", "--temperature=nan"], "--temperature=nan: must be 0 .. 2"),
         (["--input=in", "--batch_size=0"], "--batch_size=0"),
-        (["--input=in", "--solver=rk4"], "<euler|heun>"),
+        (["--input=in", "--solver=rk4"], "<euler|heun|meanflow>"),
         (["--input=in", "--mode=play"], "<roundtrip|encode|decode>"),
         (["--input=in", "--json=empty"], "empty: is a folder"),
         (["in"], "unexpected argument 'in'"),

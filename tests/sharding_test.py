@@ -18,9 +18,9 @@ from gac_jax.sharding import BATCH, make_mesh, shard_batch, shardings
 from gac_jax.training.optimizer import path_name
 from gac_jax.training.state import TrainState, make_train_step
 from tests.golden.make_sharding import CONFIGS, FOLDER, MESHES, abstract_state, table, text
-from tests.tiny import batch, drawn, frozen_parts, generation, understanding
+from tests.tiny import batch, drawn, frozen_parts, generation, meanflow, understanding
 
-STAGES = ("understanding", "generation")
+STAGES = ("understanding", "generation", "meanflow")
 # Adam would blow rounding up to whole steps wherever a gradient is next to nothing.
 MOMENTUM = optax.sgd(0.05, momentum=0.9)
 
@@ -175,7 +175,8 @@ class Step(NamedTuple):
 @cache
 def compiled_step(stage: str, sizes: tuple[int, int, int] | None) -> Step:
     """A step on one device (None) or on a mesh, as the loop has it."""
-    task = understanding(listens=True) if stage == "understanding" else generation()
+    tasks = {"generation": generation, "meanflow": meanflow}
+    task = understanding(listens=True) if stage == "understanding" else tasks[stage]()
     params, zero = drawn(task.init), jnp.zeros((), jnp.int32)
     state = TrainState(zero, params, params, MOMENTUM.init(params), task.init_memory(params), zero)
     frozen, rows, layouts, mesh = frozen_parts(), batch(rows=24), {}, None

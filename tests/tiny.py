@@ -14,6 +14,7 @@ from gac_jax.models.language_model import LanguageModel, LanguageModelConfig
 from gac_jax.models.quantizer import QuantizerConfig
 from gac_jax.rates import FRAME_SAMPLES
 from gac_jax.stages.generation import Generation, GenerationConfig
+from gac_jax.stages.meanflow import MeanFlow, MeanFlowConfig
 from gac_jax.stages.reading import Reader
 from gac_jax.stages.understanding import Understanding, UnderstandingConfig
 
@@ -88,6 +89,19 @@ def generation(decoder: DecoderConfig = DECODER, **changes: Any) -> Generation:
     return Generation(GenerationConfig(**options), ENCODER, QUANTIZER, decoder)
 
 
+def meanflow(decoder: DecoderConfig = DECODER, **changes: Any) -> MeanFlow:
+    options = {
+        "rate_weights": RATES,
+        "lose_frames": 0.0,
+        "instants": 0.25,
+        "path_steps": 2,
+        "lowest_temperature": 0.5,
+        "guidance": (1.0,) * 9,
+        **changes,
+    }
+    return MeanFlow(MeanFlowConfig(**options), generation(decoder))
+
+
 def predict(
     decoder: FlowDecoder,
     params: Any,
@@ -129,12 +143,13 @@ def drawn(init: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def frozen_parts() -> Any:
-    """A random encoder, quantiser and language model."""
-    params = drawn(understanding().init)
+    """A random encoder, quantiser, language model and decoder, and statistics of spectra."""
+    params = {**drawn(understanding().init), **drawn(generation().init)}
     words = jnp.ones((1, 1), jnp.int32)
     language = drawn(LanguageModel(LANGUAGE_MODEL).init, words, words > 0)["params"]
-    parts = {part: params[part] for part in ("encoder", "quantizer")}
-    return {**parts, "language_model": language}
+    parts = {part: params[part] for part in ("encoder", "quantizer", "decoder")}
+    bands = jnp.ones((DECODER.bins,))
+    return {**parts, "language_model": language, "spectrum": {"mean": -3.0 * bands, "scale": bands}}
 
 
 def batch(rows: int = 8, frames: int = 4) -> dict[str, jax.Array]:

@@ -44,6 +44,7 @@ class DecoderConfig:
       frames_per_code: spectra in one code frame.
       band_groups: groups of bands, each with a filter of its own in `Neighbours`.
       num_rates: rates the decoder is told apart (0 .. 8 residual codebooks).
+      interval: whether it knows mean velocities over intervals of t, for few network evaluations.
       remat: recompute block activations in the backward pass, trading time for memory.
       dtype: compute dtype of matmuls; parameters, norms and softmax stay in float32.
     """
@@ -55,6 +56,7 @@ class DecoderConfig:
     frames_per_code: int = 4
     band_groups: int = 10
     num_rates: int = 9
+    interval: bool = False
     remat: bool = False
     dtype: str = "float32"
 
@@ -221,6 +223,11 @@ class FlowDecoder(nn.Module):
         self.input = dense(config.width, dtype=dtype)
         self.time_in = dense(config.width, dtype=dtype)
         self.time_out = dense(config.width, dtype=dtype)
+        if config.interval:
+            self.interval_in = dense(config.width, dtype=dtype)
+            # Zeros: at first, the velocity at t stands for the mean of any interval.
+            zeros = nn.initializers.zeros
+            self.interval_out = dense(config.width, kernel_init=zeros, dtype=dtype)
         self.condition_net = ConditionNet(config)
         self.blocks = nn.scan(
             block,
@@ -254,15 +261,22 @@ class FlowDecoder(nn.Module):
         return self.condition_net(embedding, rate, keep, lost, valid)
 
     def __call__(
-        self, x_t: jax.Array, t: jax.Array, condition: Condition, num_frames: jax.Array
+        self,
+        x_t: jax.Array,
+        t: jax.Array,
+        condition: Condition,
+        num_frames: jax.Array,
+        until: jax.Array | None = None,
     ) -> jax.Array:
-        """Predicts X_1.
+        """Predicts X_1, or where the mean velocity from t to `until` would lead by t = 1.
 
         Args:
           x_t: (B, T, F) noisy spectra with T = 4 N.
           t: (B,) flow time, 0 is noise and 1 is audio.
           condition: from `condition`.
           num_frames: (B,) int32, valid code frames of each row.
+          until: (B,) flow time, from t to 1; None is t itself. Without `config.interval` only that
+            means anything.
 
         Returns:
           (B, T, F) float32; frames beyond a row's length carry no meaning.
@@ -271,9 +285,9 @@ class FlowDecoder(nn.Module):
         batch, frames, _ = x_t.shape
         codes = frames // config.frames_per_code
         valid = jnp.arange(frames)[None] < num_frames[:, None] * config.frames_per_code
-        time = self.time_out(nn.silu(self.time_in(sinusoids(t * TIME_SCALE, TIME_CHANNELS))))
-        signal = condition.signal + time[:, None]
-        skip, gain, size = wiener(t)
+        until = t if until is None else until
+        signal = condition.signal + self._time(t, until)[:, None]
+        skip, gain, size = wiener(t, until)
         x = self.input(x_t / size) + condition.detail
         x = x.reshape(batch, codes, config.frames_per_code, config.width)
         x, _ = self.blocks(x, signal, valid)
@@ -283,20 +297,35 @@ class FlowDecoder(nn.Module):
         nearby = self.neighbours(jnp.where(valid[:, :, None], x_t / size, 0.0), t)
         return skip * x_t + gain * (self.output(x) + nearby)
 
+    def _time(self, t: jax.Array, until: jax.Array) -> jax.Array:
+        """(B, D): what t and the interval up to `until` add to the codes."""
 
-def wiener(t: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        def embedding(t: jax.Array) -> jax.Array:
+            return sinusoids(t * TIME_SCALE, TIME_CHANNELS)
+
+        time = self.time_out(nn.silu(self.time_in(embedding(t))))
+        if not self.config.interval:
+            return time
+        return time + self.interval_out(nn.silu(self.interval_in(embedding(until - t))))
+
+
+def wiener(t: jax.Array, until: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """What is known of X_1 before anything is learnt, given that its variance is 1.
 
     X_1 given X_t = t X_1 + (1 - t) X_0 has the mean `skip` X_t, were it Gaussian, and the deviation
     `gain`; `size` is that of X_t. (Karras et al., 2022, with their scalings for these paths.)
     A network narrower than its spectra need not carry through itself what it cannot improve.
+    The path of a Gaussian from t on is X_r = X_t size(r) / size(t), whose mean velocity up to
+    `until` leads to `skip` X_t at t = 1, in general.
 
     Args:
       t: (B,) flow time.
+      until: (B,) end of the interval, t for the velocity at t.
 
     Returns:
       skip, gain and size, each (B, 1, 1).
     """
-    t = t[:, None, None]
-    size = jnp.sqrt(jnp.square(t) + jnp.square(1.0 - t))
-    return t / jnp.square(size), (1.0 - t) / size, size
+    t, until = t[:, None, None], until[:, None, None]
+    size, later = (jnp.sqrt(jnp.square(x) + jnp.square(1.0 - x)) for x in (t, until))
+    slope = 2.0 * (t + until - 1.0) / ((size + later) * size)  # (later / size - 1) / (until - t)
+    return 1.0 + (1.0 - t) * slope, (1.0 - t) / size, size

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from gac_jax import model_folder
 from gac_jax.codec import Codec
+from gac_jax.models.flow_decoder import DecoderConfig
 from gac_jax.rates import FRAME_RATE, FRAME_SAMPLES
 from gac_jax.sharding import BATCH, shardings
 from gac_jax.stages.task import Params
@@ -102,10 +103,15 @@ def _sampler(_: str, config: ConfigDict, mesh: Mesh) -> tuple[Any, tuple[Any, ..
 
 def _frozen(name: str, config: ConfigDict, opened: OpenedReader | None) -> Params:
     """Shapes of the parameters that a stage uses and does not train."""
-    if name == "generation":
-        params = _shapes(build_task("understanding", config).init, jax.random.key(0))
-        return {part: params[part] for part in ("encoder", "quantizer")}
-    return _shapes(lambda: opened.frozen) if opened else {}
+    if name == "understanding":
+        return _shapes(lambda: opened.frozen) if opened else {}
+    params = _shapes(build_task("understanding", config).init, jax.random.key(0))
+    params = {part: params[part] for part in ("encoder", "quantizer")}
+    if name == "meanflow":
+        params |= _shapes(build_task("generation", config).init, jax.random.key(0))
+        band = jax.ShapeDtypeStruct((DecoderConfig(**config.decoder).bins,), jnp.float32)
+        params["spectrum"] = {"mean": band, "scale": band}
+    return params
 
 
 def _batch(stage: ConfigDict, words: int) -> dict[str, jax.ShapeDtypeStruct]:

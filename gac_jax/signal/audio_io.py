@@ -221,7 +221,7 @@ def to_mono_32k(wave: npt.ArrayLike, sample_rate: float) -> np.ndarray:
 
 
 def to_16_bits(wave: np.ndarray) -> np.ndarray:
-    """Rounds float samples to those of a 16-bit file, int16; what is beyond full scale is clipped."""
+    """Rounds floats to the int16 samples of a 16-bit file; beyond full scale they are clipped."""
     return np.clip(np.round(wave * 2**15), -(2**15), 2**15 - 1).astype(np.int16)
 
 

@@ -26,7 +26,7 @@ from gac_jax.signal.log_spectrum import log_spectrum
 from gac_jax.stages.task import Batch, Metrics, Params
 from gac_jax.stages.understanding import frames_of, sample_rate_index
 
-TIME_BUCKETS = 4  # the loss is logged for each quarter of t
+BUCKETS = 4  # the loss is logged for each quarter of t
 LONGEST_SPAN = 5  # code frames lost in a row
 SPAN_RATE = 0.075  # of the frames at which a span starts; spans overlap, and a fifth is lost
 
@@ -91,9 +91,9 @@ class Generation:
         keys = jax.random.split(key, 5)
         frames = frames_of(batch)
         rate = sample_rate_index(keys[0], self.config.rate_weights, frames.shape[0])
-        embedding = self._embed(frozen, batch, frames, rate)
+        embedding = self.embed(frozen, batch, frames, rate)
         level = log_spectrum(batch["wave"])
-        valid = _valid(level, frames)
+        valid = valid_spectra(level, frames)
         memory = self._measure_scale(memory, level, valid)
         mean, scale = band_statistics(memory)
         spectrum = (level - mean[None, None]) / scale[None, None]
@@ -114,7 +114,7 @@ class Generation:
         flow_loss = masked_mean(per_frame, valid)
         likelihood = masked_mean(jnp.mean(surprise, axis=-1), valid)
         parts = {"flow": flow_loss, "likelihood": likelihood}
-        metrics = {**parts, **time_bucket_losses(per_frame, valid, t)}
+        metrics = {**parts, **bucket_losses(per_frame, valid, t, "t")}
         return flow_loss + likelihood, (metrics, memory)
 
     def refresh(self, params: Params, memory: Params) -> Params:
@@ -129,7 +129,8 @@ class Generation:
         loss, (metrics, _) = self.loss(params, frozen, memory, batch, key)
         return {"loss": loss, **metrics}
 
-    def _embed(self, frozen: Params, batch: Batch, frames: jax.Array, rate: jax.Array) -> jax.Array:
+    def embed(self, frozen: Params, batch: Batch, frames: jax.Array, rate: jax.Array) -> jax.Array:
+        """Codes of a batch, or those it brings, as what a decoder is told: (B, N, D)."""
         quantizer = {"params": frozen["quantizer"]}
         codes = batch["codes"] if "codes" in batch else self._codes(frozen, batch, frames)
         return jax.lax.stop_gradient(self.quantizer.apply(quantizer, codes, rate, method="embed"))
@@ -194,17 +195,18 @@ def band_statistics(memory: Params) -> tuple[jax.Array, jax.Array]:
     return mean, jnp.sqrt(jnp.maximum(variance, 0.0)) + 1e-3  # spares bands that are always empty
 
 
-def time_bucket_losses(per_frame: jax.Array, valid: jax.Array, t: jax.Array) -> Metrics:
-    """Mean loss in each quarter of t; NaN where a batch has no t in it."""
-    bucket = jnp.minimum((t * TIME_BUCKETS).astype(jnp.int32), TIME_BUCKETS - 1)
+def bucket_losses(per_frame: jax.Array, valid: jax.Array, at: jax.Array, name: str) -> Metrics:
+    """Mean loss of the rows in each quarter of `at`, (B,) from 0 to 1; NaN where there are none."""
+    bucket = jnp.minimum((at * BUCKETS).astype(jnp.int32), BUCKETS - 1)
 
     def mean(i: int) -> jax.Array:
         chosen = (valid & (bucket == i)[:, None]).astype(jnp.float32)
         count = jnp.sum(chosen)
         return jnp.sum(per_frame * chosen) / jnp.where(count > 0, count, jnp.nan)
 
-    return {f"loss_t{i}": mean(i) for i in range(TIME_BUCKETS)}
+    return {f"loss_{name}{i}": mean(i) for i in range(BUCKETS)}
 
 
-def _valid(spectrum: jax.Array, frames: jax.Array) -> jax.Array:
+def valid_spectra(spectrum: jax.Array, frames: jax.Array) -> jax.Array:
+    """(B, T) bool: the spectra (B, T, F) that lie within a row's code frames (B,)."""
     return jnp.arange(spectrum.shape[1])[None] < frames[:, None] * SPECTRA_PER_FRAME

@@ -71,10 +71,13 @@ def export(
         "encoder": config.encoder.to_dict(),
         "quantizer": config.quantizer.to_dict(),
         "decoder": config.decoder.to_dict(),
-        "window": config.generation.crop_frames,  # longer audio is computed in windows of this
+        "window": config[stages[-1]].crop_frames,  # longer audio is computed in windows of this
         "sampling": {k: config.sampling[k] for k in model_folder.SAMPLING},
         "steps": {name: config[name].steps for name in stages},
     }
+    if "meanflow" in stages:  # its guidance is learnt
+        few = {"solver": "meanflow", "steps": config.meanflow.sampling_steps, "guidance": 1.0}
+        record["decoder"]["interval"], record["sampling"] = True, {**record["sampling"], **few}
     text, storage = card(config, stages, params, corpus, origin), config.sampling.storage
     frozen = origin.stored if origin and "understanding" not in stages else None
     model_folder.save(folder, record, jax.device_get(params), text, storage, frozen)
@@ -107,6 +110,8 @@ def _training(config: ConfigDict, stages: Sequence[str], origin: Origin | None) 
     if origin:
         relation = "started from" if "understanding" in stages else "are"
         yield f"encoder and quantizer {relation} those of the model {origin.name}"
+        if stages[0] == "meanflow":
+            yield f"the decoder started from that of the model {origin.name}"
     if config.whisper:
         yield f"the semantic tower of the encoder started from {Path(config.whisper).name}"
     for name in stages:

@@ -1,4 +1,4 @@
-"""A finished model whose encoder and quantiser another run takes over."""
+"""A finished model of which another run takes over the first parts."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class Origin(NamedTuple):
     Attributes:
       name: of the model.
       fingerprint: of its codes.
-      params: {"encoder", "quantizer"}, float32.
-      stored: the same as stored, to be stored again if they stay as they are.
+      params: {"encoder", "quantizer"}, and for the stage meanflow {"decoder", "spectrum"}; float32.
+      stored: encoder and quantizer as stored, to be stored again if they stay as they are.
     """
 
     name: str
@@ -29,14 +29,19 @@ class Origin(NamedTuple):
     stored: dict[str, np.ndarray]
 
 
-def adopt(config: ConfigDict) -> tuple[ConfigDict, Origin | None]:
+def adopt(config: ConfigDict, first: str) -> tuple[ConfigDict, Origin | None]:
     """Reads the model that `config.init_from` names, if it names one.
 
+    Args:
+      config: of the run.
+      first: the stage that the run begins with.
+
     Returns:
-      The configuration, with the sections encoder and quantizer of that model; the model.
+      The configuration, with the sections of that model that are taken over; the model.
 
     Raises:
-      UserError: no such model, or it is damaged; `config.whisper` is set as well.
+      UserError: no such model, or it is damaged, or has been through the stage meanflow that is
+        to begin; `config.whisper` is set as well.
     """
     if not config.init_from:
         return config, None
@@ -47,11 +52,14 @@ def adopt(config: ConfigDict) -> tuple[ConfigDict, Origin | None]:
     config = config.copy_and_resolve_references()
     try:
         expected = Codec(record, {}).abstract_params()
-        for part in model_folder.FINGERPRINTED:
+        for part in (*model_folder.FINGERPRINTED, *(("decoder",) if first == "meanflow" else ())):
             config[part] = ConfigDict(record[part])
         name, fingerprint = str(record["name"]), bytes.fromhex(record["fingerprint"])
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{folder}: config.json does not describe a model ({error})") from error
     model_folder.check(folder, params, expected)
-    taken = {part: params[part] for part in model_folder.FINGERPRINTED}
-    return config, Origin(name, fingerprint, taken, model_folder.read_frozen(folder))
+    if first != "meanflow":
+        params = {part: params[part] for part in model_folder.FINGERPRINTED}
+    elif config.decoder.get("interval"):
+        raise UserError(f"{folder}: has been through meanflow; name the model that it was made of")
+    return config, Origin(name, fingerprint, params, model_folder.read_frozen(folder))

@@ -29,6 +29,7 @@ from gac_jax.pretrained.whisper import load_whisper_encoder
 from gac_jax.rates import FRAME_SAMPLES
 from gac_jax.sharding import make_mesh
 from gac_jax.stages.generation import Generation, GenerationConfig, band_statistics
+from gac_jax.stages.meanflow import MeanFlow, MeanFlowConfig, trainable
 from gac_jax.stages.task import Params, Task
 from gac_jax.stages.understanding import READ, Understanding, UnderstandingConfig
 from gac_jax.training.checkpoints import latest_step
@@ -40,9 +41,10 @@ from gac_jax.training.reader import OpenedReader, open_reader
 from gac_jax.training.state import TrainState
 from gac_jax.windows import MULTIPLE
 
-STAGES = ("understanding", "generation")
+STAGES = ("understanding", "generation", "meanflow")
 MATMUL_PRECISIONS = ("default", "bfloat16", "float32")
-OWN_FIELDS = ("batch_size", "crop_frames", "optimizer", "objective")  # the rest are of the loop
+OWN_FIELDS = ("batch_size", "crop_frames", "optimizer", "objective", "sampling_steps")
+# The other fields of a stage are of the loop.
 MODEL = "model"  # folder, inside the workdir, of the finished model
 
 
@@ -54,7 +56,7 @@ def run(config: ConfigDict, workdir: Path) -> Path | None:
       workdir: keeps checkpoints and logs of each stage and, at the end, the model.
 
     Returns:
-      The model folder; None if the last stage, without which there is no model, is not named.
+      The model folder; None if the run ends before there is a decoder, and so no model.
 
     Raises:
       UserError: bad configuration, data, folder or checkpoint.
@@ -63,8 +65,8 @@ def run(config: ConfigDict, workdir: Path) -> Path | None:
     _check_folder(workdir)
     distributed.check_shared(workdir)
     check_choices(config)
-    config, origin = adopt(config)
     names = _names(config, workdir)
+    config, origin = adopt(config, names[0])
     corpus = summarise(config.data)
     try:
         mesh = make_mesh(**config.mesh)
@@ -74,9 +76,8 @@ def run(config: ConfigDict, workdir: Path) -> Path | None:
     trained: Params = {} if not origin or "understanding" in names else origin.params
     with jax.set_mesh(mesh), jax.default_matmul_precision(config.matmul_precision):
         for stage_run in runs:
-            frozen = {**stage_run.frozen, **trained}
-            state = run_stage(dataclasses.replace(stage_run, frozen=frozen))
-            trained = {**trained, **_kept(stage_run.task.name, state)}
+            state = run_stage(_after(stage_run, trained))
+            trained = _kept(stage_run.task.name, state, trained)
     if "decoder" not in trained:
         return None
     params = distributed.gather(trained)  # of all processes, before only one of them goes on
@@ -99,7 +100,12 @@ def build_task(name: str, config: ConfigDict, opened: OpenedReader | None = None
         settings = UnderstandingConfig(**objective, domains=DOMAINS)
         return Understanding(settings, encoder, quantizer, opened.reader if opened else None)
     objective = GenerationConfig(**config.generation.objective)
-    return Generation(objective, encoder, quantizer, DecoderConfig(**config.decoder))
+    generation = Generation(objective, encoder, quantizer, DecoderConfig(**config.decoder))
+    if name == "generation":
+        return generation
+    weights = np.broadcast_to(config.sampling.guidance, quantizer.num_residual + 1)
+    guidance = tuple(weights.tolist())
+    return MeanFlow(MeanFlowConfig(**config.meanflow.objective, guidance=guidance), generation)
 
 
 def _check_folder(workdir: Path) -> None:
@@ -117,18 +123,20 @@ def _check_folder(workdir: Path) -> None:
 def _names(config: ConfigDict, workdir: Path) -> tuple[str, ...]:
     """The stages to run. One that is finished only hands over its weights."""
     names = tuple(config.stages)
-    if not names or names != tuple(name for name in STAGES if name in names):
-        raise UserError(f"config.stages is {names}; it takes {STAGES}, both or one")
-    if names != ("generation",) or config.init_from:
+    first = STAGES.index(names[0]) if names and names[0] in STAGES else len(STAGES)
+    if not names or names != STAGES[first : first + len(names)]:
+        raise UserError(f"config.stages is {names}; it takes {STAGES}, or some in a row of them")
+    if config.init_from:
         return names
-    done, steps = latest_step(os.fspath(workdir / "understanding")), config.understanding.steps
-    if (done or 0) < steps:
-        raise UserError(
-            f"{workdir}: the stage generation needs a trained encoder, and understanding is at "
-            f"step {done or 0} of {steps} here; add it to config.stages, or name a model in "
-            "config.init_from"
-        )
-    return STAGES
+    for name in STAGES[:first]:
+        done, steps = latest_step(os.fspath(workdir / name)), config[name].steps
+        if (done or 0) < steps:
+            raise UserError(
+                f"{workdir}: the stage {names[0]} needs a finished {name}, which is at step "
+                f"{done or 0} of {steps} here; add it to config.stages, or name a model in "
+                "config.init_from"
+            )
+    return STAGES[:first] + names
 
 
 def check_choices(config: ConfigDict) -> None:
@@ -188,7 +196,7 @@ def check_sizes(name: str, stage: ConfigDict, mesh: Mesh) -> None:
     share = mesh.shape["data"] * mesh.shape["fsdp"]
     if stage.batch_size % share:
         raise ValueError(f"{share} devices cannot share {name}.batch_size {stage.batch_size}")
-    if name == "generation" and stage.crop_frames % MULTIPLE:  # they become the model's windows
+    if name != "understanding" and stage.crop_frames % MULTIPLE:  # they become the model's windows
         raise ValueError(f"{name}.crop_frames {stage.crop_frames} is no multiple of {MULTIPLE}")
 
 
@@ -219,8 +227,8 @@ def _optimizer(name: str, stage: ConfigDict) -> OptimizerConfig:
 
 
 def _tokens(name: str, config: ConfigDict, origin: Origin | None) -> TokenSource | None:
-    """Codes that the stage generation need not compute."""
-    if name != "generation" or not config.data.tokens:
+    """Codes that the stages after understanding need not compute."""
+    if name == "understanding" or not config.data.tokens:
         return None
     if not origin or "understanding" in config.stages:
         raise UserError(
@@ -250,7 +258,7 @@ def _start(stage: str, config: ConfigDict, origin: Origin | None) -> Params:
     if stage != "understanding":
         return {}
     if not config.whisper:
-        return origin.params if origin else {}
+        return {part: origin.params[part] for part in model_folder.FINGERPRINTED} if origin else {}
     sizes, params = load_whisper_encoder(Path(config.whisper))
     wanted = {name: config.encoder[name] for name in sizes}
     if sizes != wanted:
@@ -258,9 +266,19 @@ def _start(stage: str, config: ConfigDict, origin: Origin | None) -> Params:
     return {"encoder": {"semantic": params}}
 
 
-def _kept(stage: str, state: TrainState) -> Params:
-    """What the model keeps of a finished stage: averaged weights and the spectrum's statistics."""
+def _after(run: StageRun, trained: Params) -> StageRun:
+    """The run of a stage, given what the stages before it have made."""
+    run = dataclasses.replace(run, frozen={**run.frozen, **trained})
+    if run.task.name != "meanflow":
+        return run
+    return dataclasses.replace(run, start={"decoder": trainable(trained["decoder"])})
+
+
+def _kept(stage: str, state: TrainState, trained: Params) -> Params:
+    """All that there is after a stage: averaged weights and the spectrum's statistics."""
     if stage == "understanding":
         return {k: state.ema[k] for k in model_folder.FINGERPRINTED}
+    if stage == "meanflow":
+        return {**trained, "decoder": {**trained["decoder"], **state.ema["decoder"]}}
     mean, scale = band_statistics(state.memory)
-    return {**state.ema, "spectrum": {"mean": mean, "scale": scale}}
+    return {**trained, **state.ema, "spectrum": {"mean": mean, "scale": scale}}

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gac_jax import flow
 from gac_jax.models.encoder import EncoderConfig, Features
 from gac_jax.models.flow_decoder import (
     Condition,
@@ -106,10 +107,45 @@ def test_gaussian_data_need_no_network(rng: np.random.Generator) -> None:
     x1, x0 = rng.standard_normal((2, 100_000))
     for t in (0.0, 0.3, 0.9):
         x_t = t * x1 + (1 - t) * x0
-        skip, gain, size = (float(np.squeeze(x)) for x in wiener(jnp.asarray([t])))
+        skip, gain, size = (float(np.squeeze(x)) for x in wiener(*jnp.asarray([[t], [t]])))
         assert skip == pytest.approx(np.mean(x1 * x_t) / np.mean(x_t**2), abs=0.01)
         assert gain == pytest.approx(np.std(x1 - skip * x_t), abs=0.01)
         assert size == pytest.approx(np.std(x_t), abs=0.01)
+
+
+@pytest.mark.parametrize(("t", "until"), [(0.0, 1.0), (0.1, 0.6), (0.5, 0.5001), (0.4, 0.4)])
+def test_an_untrained_decoder_takes_gaussian_data_along_their_path(t: float, until: float) -> None:
+    """Whatever the step, X_r has the deviation of X_r."""
+    decoder = FlowDecoder(dataclasses.replace(CONFIG, interval=True))
+    fresh = jit(lambda key: init_decoder(decoder, CHANNELS, key))(jax.random.key(0))
+    x_t, times = jnp.ones((1, 4 * CODES, CONFIG.bins)), (jnp.asarray([t]), jnp.asarray([until]))
+    implied = Condition(
+        jnp.zeros((1, CODES, CONFIG.width)), jnp.zeros((1, 4 * CODES, CONFIG.width)), x_t, x_t
+    )
+    x1_hat = decoder.apply({"params": fresh}, x_t, times[0], implied, FRAMES[:1], times[1])
+    landed = x_t + (until - t) * flow.velocity(x1_hat, x_t, times[0])
+    size = np.hypot(until, 1 - until) / np.hypot(t, 1 - t)
+    np.testing.assert_allclose(landed, size, rtol=1e-5)
+
+
+def test_an_interval_matters_to_a_decoder_that_knows_them(inputs: dict[str, jax.Array]) -> None:
+    decoder = FlowDecoder(dataclasses.replace(CONFIG, interval=True))
+    params = drawn(lambda key: init_decoder(decoder, CHANNELS, key))
+    names = ("embedding", "rate", "keep", "lost", "frames")
+    given = (inputs[name] for name in names)
+    implied = decoder.apply({"params": params}, *given, method="condition")
+
+    def run(params: Any, until: jax.Array | None) -> jax.Array:
+        return decoder.apply(
+            {"params": params}, inputs["x_t"], inputs["t"], implied, inputs["frames"], until
+        )
+
+    at_once, later = run(params, None), run(params, inputs["t"] + 0.2)
+    np.testing.assert_array_equal(at_once, run(params, inputs["t"]))
+    # What the interval says is more than the change of the linear guess.
+    silent = {**params, "interval_out": jax.tree.map(jnp.zeros_like, params["interval_out"])}
+    heard = (later - at_once) - (run(silent, inputs["t"] + 0.2) - run(silent, None))
+    assert (jnp.abs(heard).max(axis=(1, 2)) > 1e-3).all()
 
 
 def test_output_has_the_shape_of_the_spectrum(params: Any, inputs: dict[str, jax.Array]) -> None:

@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 from gac_jax.rates import FRAME_SAMPLES
 from gac_jax.scaling.programs import PROGRAMS, build
 from gac_jax.sharding import make_mesh
+from gac_jax.training.stages import STAGES
 from tests.config import get_config
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -22,13 +23,20 @@ def mesh() -> Mesh:
     return make_mesh(data=2, fsdp=2, tensor=2)
 
 
-@pytest.mark.parametrize("name", ["understanding", "generation"])
+FROZEN = {
+    "understanding": set(),
+    "generation": {"encoder", "quantizer"},
+    "meanflow": {"encoder", "quantizer", "decoder", "spectrum"},
+}
+
+
+@pytest.mark.parametrize("name", STAGES)
 def test_a_training_step_takes_the_state_and_returns_it(
     name: str, config: ConfigDict, mesh: Mesh
 ) -> None:
     program = build(name, config, mesh)
     state, frozen, batch = program.arguments
-    assert set(frozen) == ({"encoder", "quantizer"} if name == "generation" else set())
+    assert set(frozen) == FROZEN[name]
     assert {key: leaf.shape[0] for key, leaf in batch.items()} == dict.fromkeys(batch, 8)
     found, metrics = jax.eval_shape(program.function, *program.arguments)
     assert jax.tree.map(jnp.shape, found) == jax.tree.map(jnp.shape, state)
@@ -55,7 +63,7 @@ def test_the_sampler_makes_audio_of_codes(config: ConfigDict, mesh: Mesh) -> Non
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_a_batch_that_the_mesh_cannot_share_is_refused(name: str, mesh: Mesh) -> None:
     config = get_config()
-    for stage in ("understanding", "generation"):
+    for stage in STAGES:
         config[stage].batch_size = 6
     with pytest.raises(ValueError, match="4 devices cannot share"):
         build(name, config, mesh)

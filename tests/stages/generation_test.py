@@ -9,7 +9,7 @@ import pytest
 
 from gac_jax import flow
 from gac_jax.signal.log_spectrum import log_spectrum
-from gac_jax.stages.generation import band_statistics, lost_frames, time_bucket_losses
+from gac_jax.stages.generation import band_statistics, bucket_losses, lost_frames
 from tests.tiny import DECODER, batch, drawn, frozen_parts, generation, jit, predict
 
 KEY = jax.random.key(5)
@@ -183,7 +183,7 @@ def test_the_deviation_of_an_empty_band_has_a_floor() -> None:
 def test_losses_are_reported_by_quarters_of_time() -> None:
     per_frame = jnp.asarray([[1.0, 2.0], [3.0, 9.0], [5.0, 6.0]])
     valid = jnp.asarray([[True, True], [True, False], [True, True]])
-    found = time_bucket_losses(per_frame, valid, jnp.asarray([0.1, 0.2, 1.0]))
+    found = bucket_losses(per_frame, valid, jnp.asarray([0.1, 0.2, 1.0]), "t")
     assert [float(found[f"loss_t{i}"]) for i in (0, 3)] == pytest.approx([2.0, 5.5])
     assert np.isnan([float(found[f"loss_t{i}"]) for i in (1, 2)]).all()
 

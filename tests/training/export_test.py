@@ -52,6 +52,15 @@ def test_the_folder_has_what_a_codec_needs(tmp_path: Path) -> None:
     assert text == card(config, BOTH, PARAMS, CORPUS, None)
 
 
+def test_a_decoder_of_few_steps_is_used_as_one(tmp_path: Path) -> None:
+    config, stages = get_config(), (*BOTH, "meanflow")
+    export(config, stages, PARAMS, CORPUS, tmp_path / "model", None)
+    record, _ = model_folder.load(tmp_path / "model")
+    assert record["decoder"] == {**config.decoder.to_dict(), "interval": True}
+    few = {"steps": 2, "solver": "meanflow", "guidance": 1.0, "temperature": 1.0}
+    assert record["sampling"] == few and record["steps"]["meanflow"] == 4
+
+
 def test_the_storage_is_heard(tmp_path: Path) -> None:
     config = get_config()
     config.sampling.storage = "bfloat16"

@@ -51,6 +51,12 @@ def config() -> ConfigDict:
     return get_config()
 
 
+def all_stages() -> ConfigDict:
+    config = get_config()
+    config.stages = stages.STAGES
+    return config
+
+
 def record(logged: Logged, patch: pytest.MonkeyPatch) -> None:
     """Lets runs log to `logged`, every line once."""
 
@@ -92,29 +98,29 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Logged]:
     workdir, logged = tmp_path_factory.mktemp("unbroken"), {}
     with pytest.MonkeyPatch.context() as patch:
         record(logged, patch)
-        assert run(get_config(), workdir) == workdir / "model"
+        assert run(all_stages(), workdir) == workdir / "model"
     return workdir, logged
 
 
-def test_both_stages_log_what_they_should(unbroken: tuple[Path, Logged]) -> None:
+def test_all_stages_log_what_they_should(unbroken: tuple[Path, Logged]) -> None:
     steps = {"train": [1, 2, 3, 4], "validation": [2, 4]}
     for name in stages.STAGES:
         for group, expected in steps.items():
             assert [key[2] for key in unbroken[1] if key[:2] == (name, group)] == expected
 
 
-def test_stopped_and_resumed_is_unbroken_in_both_stages(
+def test_stopped_and_resumed_is_unbroken_in_every_stage(
     tmp_path: Path, unbroken: tuple[Path, Logged], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     workdir, expected = unbroken
     logged: Logged = {}
     record(logged, monkeypatch)
-    for stage, step in (("understanding", 3), ("generation", 2)):
+    for stage, step in (("understanding", 3), ("generation", 2), ("meanflow", 1)):
         with monkeypatch.context() as patch, pytest.raises(Interrupted) as stop:
             stop_after(3, patch)
-            run(get_config(), tmp_path)
+            run(all_stages(), tmp_path)
         assert str(stop.value).startswith(f"{stage}: stopped at step {step};")
-    folder = run(get_config(), tmp_path)
+    folder = run(all_stages(), tmp_path)
     assert logged == expected
     for name in ("weights.safetensors", "config.json", "README.md"):
         assert (folder / name).read_bytes() == (workdir / "model" / name).read_bytes()
@@ -129,6 +135,26 @@ def test_the_model_takes_a_clip_there_and_back(unbroken: tuple[Path, Logged]) ->
     audio = codec.decode(codec.encode(wave()))
     assert audio.shape == (20_000,) and np.isfinite(audio).all() and audio.std() > 0
     assert codec.config["name"] == "smallest"
+
+
+def test_the_last_stage_makes_a_decoder_of_few_steps(unbroken: tuple[Path, Logged]) -> None:
+    codec = gac_jax.load(unbroken[0] / "model")
+    few = {"solver": "meanflow", "steps": 2, "guidance": 1.0, "temperature": 1.0}
+    assert codec.config["sampling"] == few and codec.config["decoder"]["interval"]
+    tokens = codec.encode(wave())
+    at_once = codec.decode(tokens, steps=1)
+    assert (at_once != codec.decode(tokens)).any()
+    assert (at_once != codec.decode(tokens, steps=1, solver="euler")).any()
+    with pytest.raises(UserError, match="guidance is part of what this model has learnt"):
+        codec.decode(tokens, guidance=2.0)
+
+
+def test_a_decoder_goes_through_the_last_stage_once(
+    tmp_path: Path, unbroken: tuple[Path, Logged], config: ConfigDict
+) -> None:
+    config.update(stages=("meanflow",), init_from=str(unbroken[0] / "model"))
+    with pytest.raises(UserError, match="has been through meanflow"):
+        run(config, tmp_path)
 
 
 def test_a_decoder_is_trained_on_the_encoder_of_an_int8_model(
@@ -170,6 +196,8 @@ class Plan:
         parts = ("encoder", "quantizer", "mel_head", "feature_head", "decoder")
         ema = {part: f"{part} of {run.task.name}" for part in parts}
         ema = {k: v for k, v in ema.items() if (k == "decoder") == (run.task.name == "generation")}
+        if run.task.name == "meanflow":
+            ema = {"decoder": {"output": "that of meanflow"}}
         return types.SimpleNamespace(
             ema=ema, memory=dict.fromkeys(("mean", "power"), np.ones(640, np.float32))
         )
@@ -194,7 +222,7 @@ def test_a_stage_gets_what_the_config_says(tmp_path: Path, plan: Plan, config: C
     first, second = plan.runs
     assert names(plan) == ["understanding", "generation"]
     assert (first.loop.keep, second.loop.keep, second.loop.seed) == (2, 7, 0)
-    assert (first.folder, second.folder) == tuple(str(tmp_path / name) for name in stages.STAGES)
+    assert (first.folder, second.folder) == tuple(str(tmp_path / name) for name in names(plan))
     assert first.optimizer.scales == config.understanding.optimizer.scales
     assert second.config == config.to_dict()
     assert (first.start, first.frozen, second.start) == ({}, {}, {})
@@ -211,7 +239,7 @@ def test_understanding_listens_with_a_language_model(tmp_path: Path, plan: Plan)
     listening.write_corpus(tmp_path / "corpus")
     listening.write_language_model(tmp_path / "language_model")
     config = listening.get_config(tmp_path)
-    config.stages = stages.STAGES
+    config.stages = ("understanding", "generation")
     run(config, tmp_path / "work")
     first, second = plan.runs
     assert set(first.frozen) == {"language_model"} and first.task.reader
@@ -253,7 +281,7 @@ def test_a_frozen_semantic_tower_does_not_decay_either(
 def test_the_model_is_made_of_both_stages(tmp_path: Path, plan: Plan, config: ConfigDict) -> None:
     run(config, tmp_path)
     ((given, names, params, corpus, folder, origin),) = plan.exports
-    assert (given, names, folder) == (config, stages.STAGES, tmp_path / "model")
+    assert (given, names, folder) == (config, config.stages, tmp_path / "model")
     assert params.keys() == {"encoder", "quantizer", "decoder", "spectrum"}
     assert isinstance(corpus, Summary) and origin is None
 
@@ -271,7 +299,8 @@ def test_generation_alone_needs_an_encoder(
     if done:
         (tmp_path / "understanding" / "checkpoints" / str(done)).mkdir(parents=True)
     config.stages = ("generation",)
-    with pytest.raises(UserError, match=f"understanding is at step {done or 0} of 4") as error:
+    told = f"needs a finished understanding, which is at step {done or 0} of 4"
+    with pytest.raises(UserError, match=told) as error:
         run(config, tmp_path)
     assert "config.stages" in str(error.value) and "config.init_from" in str(error.value)
     assert plan.runs == []
@@ -301,6 +330,30 @@ def test_generation_alone_takes_the_encoder_of_another_model(
     params = model_folder.load(tiny_model)[1]
     assert_same(plan.runs[0].frozen, {part: params[part] for part in ("encoder", "quantizer")})
     assert plan.exports[0][1] == ("generation",) and isinstance(plan.exports[0][-1], Origin)
+
+
+def test_meanflow_alone_takes_another_model(
+    tmp_path: Path, tiny_model: Path, plan: Plan, config: ConfigDict
+) -> None:
+    config.update(stages=("meanflow",), init_from=str(tiny_model))
+    config.decoder.width = 64  # the model's own is taken
+    run(config, tmp_path)
+    assert names(plan) == ["meanflow"]
+    params = model_folder.load(tiny_model)[1]
+    assert_same(plan.runs[0].frozen, params)
+    rest = {k: v for k, v in params["decoder"].items() if k != "condition_net"}
+    assert_same(plan.runs[0].start, {"decoder": rest})
+    shipped = plan.exports[0][2]
+    assert shipped["decoder"].pop("output") == "that of meanflow"
+    del params["decoder"]["output"]
+    assert_same(shipped, params)
+
+
+def test_meanflow_alone_needs_a_decoder(tmp_path: Path, plan: Plan, config: ConfigDict) -> None:
+    (tmp_path / "understanding" / "checkpoints" / "4").mkdir(parents=True)
+    config.stages = ("meanflow",)
+    with pytest.raises(UserError, match="meanflow needs a finished generation, which is at step 0"):
+        run(config, tmp_path)
 
 
 def test_generation_reads_codes_from_disk(
@@ -362,6 +415,8 @@ def put(path: str, value: Any) -> Callable[[ConfigDict], None]:
     [
         ("stages", ("understnding",), "config.stages is .*understnding"),
         ("stages", ("generation", "understanding"), "config.stages is"),
+        ("stages", ("understanding", "meanflow"), "config.stages is"),
+        ("stages", ("distillation",), "config.stages is"),
         ("stages", (), "config.stages is"),
         ("encoder.widht", 3, "widht"),
         ("quantizer.widht", 3, "widht"),
