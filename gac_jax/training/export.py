@@ -109,6 +109,8 @@ def _training(config: ConfigDict, stages: Sequence[str], origin: Origin | None) 
         yield f"encoder and quantizer {relation} those of the model {origin.name}"
     if config.whisper:
         yield f"the semantic tower of the encoder started from {Path(config.whisper).name}"
+    if config.decoder_from:
+        yield f"the decoder started from that of {Path(config.decoder_from).name}"
     for name in stages:
         stage = config[name]
         crops = f"{stage.batch_size} crops of {stage.crop_frames / FRAME_RATE:.2f} s"
