@@ -17,6 +17,9 @@ def get_config() -> ConfigDict:
     # config.quantizer, sizes included. The stage understanding goes on training its weights;
     # without that stage they stay as they are, and the new model reads the old one's files.
     config.init_from = ""
+    # Bundled model or model folder ("" is none) whose decoder the stage generation goes on
+    # training, as far as its parts have a place in the new one: codes may be others.
+    config.decoder_from = ""
 
     config.data = data = ConfigDict()
     # Folder, manifest (.csv, .jsonl), tfds:NAME:SPLIT or array_record:GLOB, or several of these
@@ -47,6 +50,7 @@ def get_config() -> ConfigDict:
     encoder.acoustic_depth = 4  # ConvNeXt blocks
     encoder.acoustic_mels = 128  # mel bands up to 16 kHz
     encoder.acoustic_features = 64  # cepstral coefficients that the residual codebooks describe
+    encoder.ripple_features = 64  # further ones, of the partials of voices
     encoder.remat = False  # recompute activations in the backward pass
     encoder.dtype = "float32"  # of matmuls; "bfloat16" on accelerators
     config.whisper = ""  # folder with pretrained Whisper weights (Hugging Face layout); "" is none
@@ -55,14 +59,15 @@ def get_config() -> ConfigDict:
 
     config.quantizer = quantizer = ConfigDict()  # see gac_jax.models.quantizer.QuantizerConfig
     quantizer.width = 256  # channels of a code embedding
-    quantizer.semantic_dim = 64  # channels in which semantic codes are compared
-    quantizer.residual_dim = 64  # channels that residual codes approximate, those of the feature
+    quantizer.semantic_dim = 12  # channels in which semantic codes are compared
+    quantizer.residual_dim = 128  # channels that residual codes approximate, those of the feature
     quantizer.temperature = 0.25  # softness of assignments in L_info, standard deviations
     quantizer.commitment = 0.25  # pull of semantic features towards codes
 
     config.decoder = decoder = ConfigDict()  # see gac_jax.models.flow_decoder.DecoderConfig
     decoder.width = 384  # channels, a multiple of 64
     decoder.depth = 14  # Transformer blocks
+    decoder.condition_depth = 1  # ConvNeXt blocks at 12.5 Hz, and as many at 50 Hz
     decoder.remat = False  # recompute activations in the backward pass
     decoder.dtype = "float32"  # of matmuls; "bfloat16" on accelerators
 

@@ -2,8 +2,9 @@
 
 Two towers look at the same waveform. A Whisper-architecture Transformer on the 16 kHz log-mel
 gives semantic features; the cepstrum of the full-band 32 kHz log-mel, corrected by a light
-convolutional tower, is the acoustic feature, because deep speech-recognition features have lost the
-acoustics and a 16 kHz front end cannot see above 8 kHz.
+convolutional tower, and the ripples that partials of voices make in a finer spectrum are the
+acoustic feature, because deep speech-recognition features have lost the acoustics and a 16 kHz
+front end cannot see above 8 kHz.
 """
 
 from __future__ import annotations
@@ -16,12 +17,14 @@ import jax.numpy as jnp
 
 from gac_jax.models.layers import ConvNeXtBlock, attend, by_rows, dense, sinusoids
 from gac_jax.rates import FRAME_SAMPLES
-from gac_jax.signal.cepstrum import cepstrum
+from gac_jax.signal.cepstrum import cepstrum, ripples
+from gac_jax.signal.log_spectrum import log_spectrum, partials
 from gac_jax.signal.mel import decimate2, log_mel_32k, whisper_log_mel
 
 POOL = 4  # 50 Hz features in one 12.5 Hz code frame
 LOG_MEL_MEAN = -4.0  # brings log-mels of unit-RMS audio near zero mean, unit variance
 LOG_MEL_STD = 4.0
+RIPPLE_WEIGHT = 1.5  # of ripples against the envelope: voices without partials are hoarse
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +40,7 @@ class EncoderConfig:
       acoustic_depth: ConvNeXt blocks of the acoustic tower.
       acoustic_mels: mel bands up to 16 kHz.
       acoustic_features: cepstral coefficients of a code frame, which residual codebooks describe.
+      ripple_features: further ones, of the partials of voices, which they describe as well.
       remat: recompute block activations in the backward pass.
       dtype: compute dtype of matmuls.
     """
@@ -49,6 +53,7 @@ class EncoderConfig:
     acoustic_depth: int = 4
     acoustic_mels: int = 128
     acoustic_features: int = 64
+    ripple_features: int = 64
     remat: bool = False
     dtype: str = "float32"
 
@@ -71,13 +76,17 @@ class Features(nn.Module):
           num_frames: (B,) int32 valid code frames of each row.
 
         Returns:
-          semantic (B, N, 4 D) and acoustic (B, N, acoustic_features), float32.
+          semantic (B, N, 4 D) and acoustic (B, N, acoustic_features + ripple_features), float32.
         """
         frames = wave.shape[1] // FRAME_SAMPLES
         valid = jnp.arange(frames * POOL)[None] < num_frames[:, None] * POOL
         mel = whisper_log_mel(decimate2(wave), self.config.num_mels)
         semantic = self.semantic(mel, valid)
-        acoustic = self.acoustic(normalised_log_mel(wave, self.config.acoustic_mels), valid)
+        envelope = self.acoustic(normalised_log_mel(wave, self.config.acoustic_mels), valid)
+        # The natural log of power is twice that of amplitude.
+        fine = 2.0 * partials(log_spectrum(wave)) / LOG_MEL_STD
+        ripple = ripples(fine, fine.shape[1] // frames, self.config.ripple_features)
+        acoustic = jnp.concatenate([envelope, RIPPLE_WEIGHT * ripple], axis=-1)
         pooled = semantic.reshape(wave.shape[0], frames, POOL * self.config.width)
         return pooled.astype(jnp.float32), acoustic.astype(jnp.float32)
 

@@ -43,6 +43,7 @@ class DecoderConfig:
       bins: numbers F in one spectrum.
       frames_per_code: spectra in one code frame.
       band_groups: groups of bands, each with a filter of its own in `Neighbours`.
+      condition_depth: ConvNeXt blocks on the codes, and again on what is unfolded from them.
       num_rates: rates the decoder is told apart (0 .. 8 residual codebooks).
       interval: whether it knows mean velocities over intervals of t, for few network evaluations.
       remat: recompute block activations in the backward pass, trading time for memory.
@@ -55,6 +56,7 @@ class DecoderConfig:
     bins: int = 640
     frames_per_code: int = 4
     band_groups: int = 10
+    condition_depth: int = 1
     num_rates: int = 9
     interval: bool = False
     remat: bool = False
@@ -105,11 +107,14 @@ class ConditionNet(nn.Module):
         x = dense(width, dtype=dtype, name="input")(embedding)
         x = jnp.where(lost[:, :, None], self._vector("lost"), x)
         x = x + nn.Embed(config.num_rates, width, dtype=dtype, name="rate")(rate)[:, None]
-        signal = ConvNeXtBlock(dtype=dtype, name="code_block")(x, valid)
+        for i in range(config.condition_depth):
+            x = ConvNeXtBlock(dtype=dtype, name=f"code_block_{i}")(x, valid)
+        signal = x
         detail = dense(spread * width, dtype=dtype, name="unfold")(signal)
         detail = detail.reshape(x.shape[0], spread * x.shape[1], width)
-        block = ConvNeXtBlock(expansion=1, dtype=dtype, name="frame_block")
-        detail = block(detail, jnp.repeat(valid, spread, axis=1))
+        for i in range(config.condition_depth):
+            block = ConvNeXtBlock(expansion=1, dtype=dtype, name=f"frame_block_{i}")
+            detail = block(detail, jnp.repeat(valid, spread, axis=1))
         head = dense(2 * config.bins, kernel_init=nn.initializers.zeros, name="expected")
         expected = head(normalise(detail.astype(jnp.float32)))
         mean, log_deviation = jnp.split(expected, 2, axis=-1)

@@ -16,7 +16,7 @@ class MelHead(nn.Module):
       num_mels: M.
       frames_per_code: mel frames in one code frame.
       width: channels.
-      depth: ConvNeXt blocks.
+      depth: ConvNeXt blocks at either rate.
     """
 
     num_mels: int
@@ -29,10 +29,13 @@ class MelHead(nn.Module):
         """Maps (B, N, C), with valid (B, 4 N), to (B, 4 N, M)."""
         batch, codes, _ = embedding.shape
         linear = dense(self.frames_per_code * self.num_mels, name="linear")(embedding)
-        x = dense(self.frames_per_code * self.width, name="unfold")(embedding)
+        x = dense(self.width, name="input")(embedding)
+        for i in range(self.depth):
+            x = ConvNeXtBlock(name=f"code_block_{i}")(x, valid[:, :: self.frames_per_code])
+        x = dense(self.frames_per_code * self.width, name="unfold")(x)
         x = x.reshape(batch, codes * self.frames_per_code, self.width)
         for i in range(self.depth):
-            x = ConvNeXtBlock(name=f"block_{i}")(x, valid)
+            x = ConvNeXtBlock(expansion=2, name=f"block_{i}")(x, valid)
         x = dense(self.num_mels, name="output")(nn.LayerNorm(name="norm")(x))
         return x + linear.reshape(x.shape)  # codes are linear in the log-mel to begin with
 

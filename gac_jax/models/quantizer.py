@@ -19,7 +19,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from gac_jax.models.layers import dense
+from gac_jax.models.layers import ConvNeXtBlock, dense
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +29,8 @@ class QuantizerConfig:
     Attributes:
       width: channels C of the code embeddings that the decoder sees.
       semantic_size: codes of the semantic codebook, 2^14.
-      semantic_dim: channels in which semantic codes are compared, as unit vectors.
+      semantic_dim: channels in which semantic codes are compared, as unit vectors. Few: 2^14 codes
+        are dense in 12 channels and nowhere near anything in 64.
       num_residual: R residual codebooks.
       residual_size: codes of one residual codebook, 2^8.
       residual_dim: channels of the acoustic feature, which residual codes approximate.
@@ -41,10 +42,10 @@ class QuantizerConfig:
 
     width: int = 256
     semantic_size: int = 16_384
-    semantic_dim: int = 32
+    semantic_dim: int = 12
     num_residual: int = 8
     residual_size: int = 256
-    residual_dim: int = 64
+    residual_dim: int = 128
     temperature: float = 0.25
     commitment: float = 0.25
 
@@ -92,6 +93,34 @@ class Quantized(NamedTuple):
     confidence: jax.Array
 
 
+class SemanticPoint(nn.Module):
+    """What the semantic code of a frame is to tell, of its sound and the frames around it."""
+
+    config: QuantizerConfig
+
+    @nn.compact
+    def __call__(self, semantic: jax.Array, acoustic: jax.Array, valid: jax.Array) -> jax.Array:
+        """Maps semantic (B, N, Ds) and acoustic (B, N, Da) to unit vectors (B, N, semantic_dim)."""
+        width = self.config.width
+        x = dense(width, name="said")(semantic) + dense(width, name="heard")(acoustic)
+        x = ConvNeXtBlock(kernel_size=5, name="block")(x, valid)
+        return _unit(dense(self.config.semantic_dim, name="output")(nn.LayerNorm(name="norm")(x)))
+
+
+class Explained(nn.Module):
+    """What of the acoustic feature follows from the semantic codes around a frame."""
+
+    config: QuantizerConfig
+
+    @nn.compact
+    def __call__(self, meaning: jax.Array, valid: jax.Array) -> jax.Array:
+        """Maps embeddings of semantic codes (B, N, C) to (B, N, residual_dim); 0 at the start."""
+        x = ConvNeXtBlock(kernel_size=5, name="block")(meaning, valid)
+        zeros = nn.initializers.zeros
+        x = nn.LayerNorm(name="norm")(x)
+        return dense(self.config.residual_dim, kernel_init=zeros, name="output")(x)
+
+
 class Quantizer(nn.Module):
     """Features to codes, and codes to embeddings."""
 
@@ -101,13 +130,13 @@ class Quantizer(nn.Module):
         """Builds codebooks and projections."""
         config = self.config
         normal = nn.initializers.normal
-        self.semantic_in = dense(config.semantic_dim)
+        self.semantic_in = SemanticPoint(config)
         self.basis = self.param("basis", normal(1.0), (config.semantic_size, config.semantic_dim))
         self.basis_map = dense(config.semantic_dim, use_bias=False)
         # Points are unit vectors: channels of 1 put what is said on a par with how it sounds. Eight
         # times smaller, residual codes drown it wherever the sum of both is read.
         self.semantic_out = dense(config.width, kernel_init=normal(1.0))
-        self.explained = dense(config.residual_dim, kernel_init=nn.initializers.zeros)
+        self.explained = Explained(config)
         self.residual_out = dense(config.width, use_bias=False)  # linear: prefixes add up
         # Small, so that at first the most aligned code wins and all codes are in play.
         shape = (config.num_residual, config.residual_size, config.residual_dim)
@@ -133,12 +162,12 @@ class Quantizer(nn.Module):
         """
         config = self.config
         valid = jnp.arange(semantic.shape[1])[None] < num_frames[:, None]
-        point = _unit(self.semantic_in(semantic))
+        point = self.semantic_in(semantic, jax.lax.stop_gradient(acoustic), valid)
         first = assign(point, self._semantic_codes(), valid, config)
         meaning = self.semantic_out(jnp.where(exact, point, rotate(point, first.points)))
-        explained = self.explained(jax.lax.stop_gradient(meaning))
+        explained = self.explained(jax.lax.stop_gradient(meaning), valid)
         target = acoustic - jax.lax.stop_gradient(explained)
-        # The linear map learns by regression what of the acoustics follows from the meaning.
+        # Learns by regression what of the acoustics follows from the meaning.
         unexplained = _power(jax.lax.stop_gradient(acoustic) - explained, valid)
         whole = _power(jax.lax.stop_gradient(acoustic), valid)
 

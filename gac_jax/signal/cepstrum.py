@@ -16,6 +16,9 @@ import numpy as np
 # One step of the modulation in time costs as much as this many steps in quefrency.
 _TIME_COST, _QUEFRENCY_COST = 2.5, 0.1
 
+# Of single bins of 25 Hz up to 4 kHz: partials of voices from 90 to 330 Hz ripple at these orders.
+_LOWEST_RIPPLE = 24
+
 
 def cepstrum(log_mel: jax.Array, frames: int, features: int) -> jax.Array:
     """The coefficients of lowest order of each patch's orthonormal DCT-II in both directions.
@@ -32,6 +35,27 @@ def cepstrum(log_mel: jax.Array, frames: int, features: int) -> jax.Array:
     patches = log_mel.reshape(batch, length // frames, frames * mels)
     basis = _basis(frames, mels, features)
     return jnp.einsum("bnp,pf->bnf", patches, basis, precision=jax.lax.Precision.HIGHEST)
+
+
+def ripples(level: jax.Array, frames: int, features: int) -> jax.Array:
+    """How the partials of a voice ripple through each patch of a fine log spectrum.
+
+    Coefficients of the DCT-II over bins, from that of a voice of 330 Hz on, of the mean over time.
+
+    Args:
+      level: (B, N * frames, M) float32, natural log of power in bins of 25 Hz, M at least
+        `_LOWEST_RIPPLE` + F.
+      frames: spectra in one patch.
+      features: F.
+
+    Returns:
+      (B, N, F) float32, scaled as those of `cepstrum` of as many features are.
+    """
+    batch, length, bins = level.shape
+    mean = jnp.mean(level.reshape(batch, length // frames, frames, bins), axis=2)
+    rows = _dct2(bins)[_LOWEST_RIPPLE : _LOWEST_RIPPLE + features] * np.sqrt(features / bins)
+    basis = rows.T.astype(np.float32)
+    return jnp.einsum("bnm,mf->bnf", mean, basis, precision=jax.lax.Precision.HIGHEST)
 
 
 @lru_cache(maxsize=4)

@@ -40,6 +40,11 @@ def log_spectrum(wave: jax.Array) -> jax.Array:
     return level.reshape(wave.shape[0], wave.shape[1] // SPECTRUM_HOP, -1)
 
 
+def partials(level: jax.Array) -> jax.Array:
+    """The single bins up to 4 kHz of level (B, T, 640), a row for each spectrum: (B, 2 T, 160)."""
+    return level.reshape(level.shape[0], -1, BANDS)[:, :, :LINEAR_BANDS]
+
+
 def magnitudes(level: jax.Array) -> jax.Array:
     """Undoes `log_spectrum` but for the phase, and for what its bands had averaged.
 

@@ -66,6 +66,8 @@ def export(
     Returns:
       `folder`.
     """
+    frozen = origin.stored if origin and "understanding" not in stages else None
+    steps = {name: config[name].steps for name in stages}
     record = {
         "name": config.name,
         "encoder": config.encoder.to_dict(),
@@ -73,13 +75,12 @@ def export(
         "decoder": config.decoder.to_dict(),
         "window": config[stages[-1]].crop_frames,  # longer audio is computed in windows of this
         "sampling": {k: config.sampling[k] for k in model_folder.SAMPLING},
-        "steps": {name: config[name].steps for name in stages},
+        "steps": steps if origin is None or frozen is None else {**origin.steps, **steps},
     }
     if "meanflow" in stages:  # its guidance is learnt
         few = {"solver": "meanflow", "steps": config.meanflow.sampling_steps, "guidance": 1.0}
         record["decoder"]["interval"], record["sampling"] = True, {**record["sampling"], **few}
     text, storage = card(config, stages, params, corpus, origin), config.sampling.storage
-    frozen = origin.stored if origin and "understanding" not in stages else None
     model_folder.save(folder, record, jax.device_get(params), text, storage, frozen)
     return folder
 
@@ -114,6 +115,8 @@ def _training(config: ConfigDict, stages: Sequence[str], origin: Origin | None) 
             yield f"the decoder started from that of the model {origin.name}"
     if config.whisper:
         yield f"the semantic tower of the encoder started from {Path(config.whisper).name}"
+    if config.decoder_from:
+        yield f"the decoder started from that of {Path(config.decoder_from).name}"
     for name in stages:
         stage = config[name]
         crops = f"{stage.batch_size} crops of {stage.crop_frames / FRAME_RATE:.2f} s"

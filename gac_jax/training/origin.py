@@ -21,12 +21,14 @@ class Origin(NamedTuple):
       fingerprint: of its codes.
       params: {"encoder", "quantizer"}, and for the stage meanflow {"decoder", "spectrum"}; float32.
       stored: encoder and quantizer as stored, to be stored again if they stay as they are.
+      steps: of the stages that made what is taken over.
     """
 
     name: str
     fingerprint: bytes
     params: Params
     stored: dict[str, np.ndarray]
+    steps: dict[str, int]
 
 
 def adopt(config: ConfigDict, first: str) -> tuple[ConfigDict, Origin | None]:
@@ -55,11 +57,14 @@ def adopt(config: ConfigDict, first: str) -> tuple[ConfigDict, Origin | None]:
         for part in (*model_folder.FINGERPRINTED, *(("decoder",) if first == "meanflow" else ())):
             config[part] = ConfigDict(record[part])
         name, fingerprint = str(record["name"]), bytes.fromhex(record["fingerprint"])
+        steps = dict(record.get("steps", {}))
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{folder}: config.json does not describe a model ({error})") from error
     model_folder.check(folder, params, expected)
     if first != "meanflow":
         params = {part: params[part] for part in model_folder.FINGERPRINTED}
+        steps = {name: count for name, count in steps.items() if name == "understanding"}
     elif config.decoder.get("interval"):
         raise UserError(f"{folder}: has been through meanflow; name the model that it was made of")
-    return config, Origin(name, fingerprint, params, model_folder.read_frozen(folder))
+    stored = model_folder.read_frozen(folder)
+    return config, Origin(name, fingerprint, params, stored, steps)

@@ -115,7 +115,7 @@ def probe(config: ConfigDict, workdir: Path, selection: Selection) -> Findings:
       UserError: bad configuration, data, language model or checkpoint.
     """
     check_choices(config)
-    config, _ = adopt(config)
+    config, _ = adopt(config, "understanding")
     source = open_source(config.data.root)
     indices = choose(source, config.data, selection.split, selection.clips)
     opened, note = _reader(config)

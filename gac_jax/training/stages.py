@@ -12,10 +12,12 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from gac_jax import distributed, model_folder
+from gac_jax.codec import find
 from gac_jax.data.pipeline import train_batches, validation_batches
 from gac_jax.data.sources import DOMAINS, open_source
 from gac_jax.data.summary import Summary, summarise
@@ -177,7 +179,7 @@ def _stage_run(
         folder=os.fspath(workdir / name),
         mesh=mesh,
         frozen=opened.frozen if opened else {},
-        start=_start(name, config, origin),
+        start=_start(name, config, origin, task),
         data=str(corpus),
         train_batches=_training(config, stage.batch_size, crop, extras),
         validation_batches=_validation(config, stage.batch_size, crop, extras),
@@ -253,8 +255,10 @@ def _validation(
     return partial(validation_batches, config.data, batch_size, crop, count, **extras, **share)
 
 
-def _start(stage: str, config: ConfigDict, origin: Origin | None) -> Params:
+def _start(stage: str, config: ConfigDict, origin: Origin | None, task: Task) -> Params:
     """Pretrained parameters that a stage begins with."""
+    if stage == "generation" and config.decoder_from:
+        return {"decoder": _decoder_from(config.decoder_from, task)}
     if stage != "understanding":
         return {}
     if not config.whisper:
@@ -264,6 +268,18 @@ def _start(stage: str, config: ConfigDict, origin: Origin | None) -> Params:
     if sizes != wanted:
         raise UserError(f"{config.whisper}: Whisper has {sizes}, but config.encoder is {wanted}")
     return {"encoder": {"semantic": params}}
+
+
+def _decoder_from(model: str, task: Task) -> Params:
+    """What of a model's decoder has a place in that of the task: same name, same shape."""
+    folder = find(model)
+    _, params = model_folder.load(folder)
+    wanted = flatten_dict(jax.eval_shape(task.init, jax.random.key(0))["decoder"])
+    given = flatten_dict(params.get("decoder", {}))
+    fits = {k: v for k, v in given.items() if k in wanted and v.shape == wanted[k].shape}
+    if not fits:
+        raise UserError(f"config.decoder_from: nothing of the decoder of {folder} fits this one")
+    return unflatten_dict(fits)
 
 
 def _after(run: StageRun, trained: Params) -> StageRun:

@@ -7,14 +7,17 @@ import numpy as np
 import pytest
 
 from gac_jax.models.encoder import (
+    LOG_MEL_STD,
     POOL,
+    RIPPLE_WEIGHT,
     EncoderConfig,
     Features,
     WhisperEncoder,
     normalised_log_mel,
 )
 from gac_jax.rates import FRAME_SAMPLES, SAMPLE_RATE
-from gac_jax.signal.cepstrum import cepstrum
+from gac_jax.signal.cepstrum import cepstrum, ripples
+from gac_jax.signal.log_spectrum import log_spectrum, partials
 from tests.tiny import ENCODER, batch, drawn, jit
 
 
@@ -32,7 +35,8 @@ def describe(params: Any, wave: jax.Array, frames: jax.Array) -> tuple[jax.Array
 def test_features_come_at_the_code_rate(params: Any) -> None:
     semantic, acoustic = describe(params, batch(rows=2)["wave"], jnp.asarray([4, 4]))
     assert semantic.shape == (2, 4, POOL * ENCODER.width)
-    assert acoustic.shape == (2, 4, ENCODER.acoustic_features)
+    features = ENCODER.acoustic_features + ENCODER.ripple_features
+    assert acoustic.shape == (2, 4, features)
     assert semantic.dtype == acoustic.dtype == jnp.float32
 
 
@@ -74,14 +78,24 @@ def test_padding_does_not_reach_the_whisper_tower(rng: np.random.Generator) -> N
     np.testing.assert_array_equal(reach, np.arange(20) < 6 * 2 + 1)
 
 
-def test_the_acoustic_feature_starts_as_the_cepstrum(params: Any) -> None:
+def test_the_acoustic_feature_starts_as_cepstrum_and_ripples(params: Any) -> None:
     tower = dict(params["acoustic"])
     tower["output"] = jax.tree.map(jnp.zeros_like, tower["output"])
     untrained = {**params, "acoustic": tower}
     wave = batch(rows=2)["wave"]
     found = describe(untrained, wave, jnp.asarray([4, 4]))[1]
     mel = normalised_log_mel(wave, ENCODER.acoustic_mels)
-    np.testing.assert_allclose(found, cepstrum(mel, 4, ENCODER.acoustic_features), atol=1e-4)
+    np.testing.assert_allclose(
+        found[..., : ENCODER.acoustic_features],
+        cepstrum(mel, 4, ENCODER.acoustic_features),
+        atol=1e-4,
+    )
+    fine = partials(log_spectrum(wave)) * (2.0 / LOG_MEL_STD)
+    np.testing.assert_allclose(
+        found[..., ENCODER.acoustic_features :],
+        RIPPLE_WEIGHT * ripples(fine, 8, ENCODER.ripple_features),
+        atol=1e-4,
+    )
 
 
 def test_padding_does_not_reach_the_acoustic_feature(params: Any) -> None:
@@ -91,8 +105,8 @@ def test_padding_does_not_reach_the_acoustic_feature(params: Any) -> None:
         return jnp.sum(Features(ENCODER).apply({"params": params}, wave, frames)[1][:, :2] ** 2)
 
     gradient = jit(jax.grad(valid_part))(wave)
-    # The last valid mel frame's window reaches half a hop beyond it.
-    assert not gradient[0, 2 * FRAME_SAMPLES + 320 :].any()
+    # The window of the last valid fine spectrum is 40 ms long, and centred 5 ms before the end.
+    assert not gradient[0, 2 * FRAME_SAMPLES + 640 - 160 :].any()
     assert gradient[0, : 2 * FRAME_SAMPLES].any()
 
 

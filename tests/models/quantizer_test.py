@@ -1,13 +1,16 @@
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from gac_jax.models.quantizer import (
+    Explained,
     Quantizer,
     QuantizerConfig,
+    SemanticPoint,
     assign,
     masked_mean,
     rotate,
@@ -52,18 +55,27 @@ def unit(x: Any) -> np.ndarray:
     return np.asarray(x) / np.linalg.norm(x, axis=-1, keepdims=True)
 
 
+def part(module: nn.Module, params: Any, name: str, *arguments: jax.Array) -> np.ndarray:
+    return np.asarray(jit(module.apply)({"params": params["params"][name]}, *arguments, VALID))
+
+
+def semantic_point(params: Any, semantic: jax.Array, acoustic: jax.Array) -> np.ndarray:
+    return part(SemanticPoint(CONFIG), params, "semantic_in", semantic, acoustic)
+
+
 def test_every_code_is_the_nearest(params: Any, features: tuple[jax.Array, jax.Array]) -> None:
     p = jax.tree.map(np.asarray, params["params"])
 
     def linear(name: str, x: np.ndarray) -> np.ndarray:
         return x @ p[name]["kernel"] + p[name].get("bias", 0.0)
 
-    semantic, acoustic = map(np.asarray, features)
+    acoustic = np.asarray(features[1])
     codebook = unit(linear("basis_map", p["basis"]))
-    first = nearest(unit(linear("semantic_in", semantic)), codebook)
+    point = semantic_point(params, *features)
+    first = nearest(point, codebook)
     expected = [first]
     meaning = linear("semantic_out", codebook[first])
-    residual = acoustic - linear("explained", meaning)
+    residual = acoustic - part(Explained(CONFIG), params, "explained", jnp.asarray(meaning))
     for book in p["residual_codes"]:
         expected.append(nearest(residual, book))
         residual = residual - book[expected[-1]]
@@ -125,13 +137,8 @@ def test_the_loss_is_that_of_the_semantic_code_and_of_what_it_explains(
 ) -> None:
     quantized = apply(params, *features, FRAMES, RATE)
     book = unit(params["params"]["basis"] @ params["params"]["basis_map"]["kernel"])
-    layer = params["params"]["semantic_in"]
-    first = assigned(
-        jnp.asarray(unit(features[0] @ layer["kernel"] + layer["bias"][None, None])),
-        jnp.asarray(book),
-        VALID,
-        CONFIG,
-    )
+    point = semantic_point(params, *features)
+    first = assigned(jnp.asarray(point), jnp.asarray(book), VALID, CONFIG)
     unexplained, whole = (
         float(masked_mean(jnp.sum(jnp.square(x), axis=-1), VALID))
         for x in (quantized.residuals[0], features[1])
@@ -149,7 +156,8 @@ def test_no_loss_pulls_acoustic_features_towards_codes(
 
     to_params, to_acoustic = jit(jax.grad(loss, (0, 1)))(params, features[1])
     assert not to_acoustic.any()
-    assert to_params["params"]["explained"]["kernel"].any()  # which learns by regression
+    learns = to_params["params"]["explained"]["output"]["kernel"]
+    assert learns.any()  # by regression
 
 
 def test_exact_embeds_the_features_themselves(

@@ -9,6 +9,7 @@ from gac_jax.signal.log_spectrum import (
     LOUDEST,
     log_spectrum,
     magnitudes,
+    partials,
 )
 from gac_jax.signal.stft import stft
 from tests.tiny import jit
@@ -19,6 +20,14 @@ analyse = jit(log_spectrum)
 
 def tone(hertz: float) -> np.ndarray:
     return np.sqrt(2) * np.sin(2 * np.pi * hertz * np.arange(SECOND) / SECOND)[None]
+
+
+def test_partials_are_the_single_bins_of_both_halves_of_a_frame(rng: np.random.Generator) -> None:
+    level = jnp.asarray(rng.standard_normal((2, 3, 640)), jnp.float32)
+    found = partials(level)
+    assert found.shape == (2, 6, LINEAR_BANDS)
+    np.testing.assert_array_equal(found[:, ::2], level[:, :, :LINEAR_BANDS])
+    np.testing.assert_array_equal(found[:, 1::2], level[:, :, BANDS : BANDS + LINEAR_BANDS])
 
 
 def test_white_noise_is_flat_and_at_zero(rng: np.random.Generator) -> None:

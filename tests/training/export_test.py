@@ -30,7 +30,8 @@ def an_origin(folder: Path) -> Origin:
     export(config, BOTH, PARAMS, CORPUS, folder, None)
     params = model_folder.load(folder)[1]
     taken = {part: params[part] for part in model_folder.FINGERPRINTED}
-    return Origin("older", bytes(8), taken, model_folder.read_frozen(folder))
+    stored = model_folder.read_frozen(folder)
+    return Origin("older", bytes(8), taken, stored, {"understanding": 3})
 
 
 def test_the_folder_has_what_a_codec_needs(tmp_path: Path) -> None:
@@ -75,7 +76,7 @@ def test_a_frozen_encoder_keeps_its_fingerprint(tmp_path: Path) -> None:
     export(get_config(), ("generation",), params, CORPUS, tmp_path / "new", origin)
     records = [model_folder.load(tmp_path / name)[0] for name in ("old", "new")]
     assert records[0]["fingerprint"] == records[1]["fingerprint"]
-    assert records[1]["steps"] == {"generation": 4}
+    assert records[1]["steps"] == {"understanding": 3, "generation": 4}
 
 
 def test_an_encoder_that_was_trained_on_gets_its_own(tmp_path: Path) -> None:

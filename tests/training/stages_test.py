@@ -398,6 +398,22 @@ def test_understanding_starts_from_whisper(
         run(config, tmp_path)
 
 
+def test_generation_goes_on_from_the_decoder_of_another_model_where_it_fits(
+    tmp_path: Path, tiny_model: Path, plan: Plan, config: ConfigDict
+) -> None:
+    config.decoder_from = str(tiny_model)
+    config.decoder.band_groups = 5  # the filters of ten have no place
+    run(config, tmp_path)
+    decoder = model_folder.load(tiny_model)[1]["decoder"]
+    del decoder["neighbours"]
+    assert_same(plan.runs[1].start, {"decoder": decoder})
+    assert plan.runs[0].start == {}
+    config.decoder.update(width=48, head_dim=12)  # nothing fits any more
+    config.decoder.bins = 320
+    with pytest.raises(UserError, match="^config.decoder_from: nothing of the decoder of"):
+        run(config, tmp_path)
+
+
 def put(path: str, value: Any) -> Callable[[ConfigDict], None]:
     """Sets a field, new or not."""
 
@@ -437,6 +453,7 @@ def put(path: str, value: Any) -> Callable[[ConfigDict], None]:
         ("data.domain_weights.spech", 1.0, "config.data.domain_weights: 'spech' is none of speech"),
         ("sampling.storage", "int4", "config.sampling.storage: 'int4' is none of float32"),
         ("sampling.solver", "rk4", "config.sampling.solver: 'rk4' is none of euler"),
+        ("decoder_from", "/nowhere", "/nowhere: no such model"),
         ("data.root", "/nowhere", "/nowhere: no such folder or manifest"),
         ("init_from", "/nowhere", "/nowhere: no such model"),
         ("whisper", "/nowhere", "/nowhere/config.json: no such file"),
