@@ -163,8 +163,9 @@ def test_windows_agree_where_they_meet() -> None:
 
 
 def test_windows_sound_like_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the model that ships: within 0.5 dB in log-mel, where another seed is 4 dB away."""
+    """With the model that ships: within 0.5 dB in log-mel, where another seed is 2 dB away."""
     mini = gac_jax.load("mini")
+    monkeypatch.setitem(mini.config["sampling"], "temperature", 0.6)  # enough that seeds matter
     wave, _ = soundfile.read(EXAMPLES / "speech.flac", dtype="float32")
     tokens = mini.encode(wave)
     pieces = mini.decode(tokens)

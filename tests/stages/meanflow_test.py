@@ -144,11 +144,11 @@ def test_the_loss_is_the_squared_error_of_the_mean_velocity(frozen: Any) -> None
 @pytest.mark.usefixtures("standard_promotion")
 def test_training_brings_the_error_down(frozen: Any) -> None:
     task = meanflow(instants=0.0, path_steps=1)
-    optimizer = optax.adam(3e-3)
-    state = init_state(task, optimizer, 0, as_it_starts(frozen))
+    optimizer = optax.adam(1e-2)
+    state = init_state(task, optimizer, 0, drawn(task.init))
     step = jit(make_train_step(task, optimizer, 0, 0.9))
     losses = []
     for _ in range(30):
-        state, metrics = step(state, frozen, batch())
+        state, metrics = step(state.replace(step=jnp.int32(0)), frozen, batch())  # the same draws
         losses.append(float(metrics["relative"]))
-    assert np.mean(losses[-5:]) < 0.5 * np.mean(losses[:5])
+    assert losses[-1] < 0.5 * losses[0]
