@@ -28,12 +28,12 @@ def config(tiny_model: Path, tmp_path: Path) -> ConfigDict:
 
 def test_without_a_model_nothing_changes() -> None:
     config = get_config()
-    assert adopt(config) == (config, None)
+    assert adopt(config, "understanding") == (config, None)
 
 
 def test_the_encoder_of_a_model_takes_the_place_of_the_configured_one(config: ConfigDict) -> None:
     before = config.to_dict()
-    adopted, origin = adopt(config)
+    adopted, origin = adopt(config, "understanding")
     record, params = model_folder.load(Path(config.init_from))
     for part in ("encoder", "quantizer"):
         assert adopted[part].to_dict() == record[part]
@@ -49,10 +49,18 @@ def test_the_encoder_of_a_model_takes_the_place_of_the_configured_one(config: Co
     jax.tree.map(np.testing.assert_array_equal, origin.stored, stored)
 
 
+def test_the_last_stage_takes_over_the_decoder_as_well(config: ConfigDict) -> None:
+    adopted, origin = adopt(config, "meanflow")
+    record, params = model_folder.load(Path(config.init_from))
+    assert adopted.decoder.to_dict() == record["decoder"]
+    assert origin is not None
+    jax.tree.map(np.testing.assert_array_equal, origin.params, params)
+
+
 def test_two_sources_of_an_encoder_are_refused(config: ConfigDict) -> None:
     config.whisper = "somewhere"
     with pytest.raises(UserError, match="config.init_from and config.whisper"):
-        adopt(config)
+        adopt(config, "understanding")
 
 
 def change(folder: Path, **fields: Any) -> None:
@@ -82,4 +90,4 @@ def test_a_model_that_is_none_is_refused(
 ) -> None:
     damage(Path(config.init_from))
     with pytest.raises(UserError, match=f"^{config.init_from}.*{message}"):
-        adopt(config)
+        adopt(config, "understanding")
