@@ -33,7 +33,7 @@ from gac_jax import model_folder, rates
 from gac_jax.bitstream import Tokens
 from gac_jax.codec import Codec
 from gac_jax.flow import GUIDANCE_INTERVAL, time_grid
-from gac_jax.models.flow_decoder import DecoderConfig, FlowDecoder
+from gac_jax.models.flow_decoder import Condition, DecoderConfig, FlowDecoder
 from gac_jax.rates import FRAME_SAMPLES, SAMPLE_RATE, SPECTRA_PER_FRAME
 from gac_jax.sharding import make_mesh, shard_batch, shardings
 from gac_jax.training.optimizer import OptimizerConfig, make_optimizer
@@ -235,7 +235,9 @@ def _decode_flops(codec: Codec, frames: int, steps: int, guidance: float) -> flo
 def _evaluation_flops(codec: Codec, frames: int) -> float:
     config = DecoderConfig(**codec.config["decoder"])
     spectrum = jax.ShapeDtypeStruct((1, frames * SPECTRA_PER_FRAME, config.bins), np.float32)
-    condition = jax.ShapeDtypeStruct((1, frames, config.width), np.float32)
+    signal = jax.ShapeDtypeStruct((1, frames, config.width), np.float32)
+    detail = jax.ShapeDtypeStruct((1, frames * SPECTRA_PER_FRAME, config.width), np.float32)
+    condition = Condition(signal, detail, spectrum, spectrum)
     params = {"params": codec.abstract_params()["decoder"]}
     arguments = (spectrum, np.zeros(1, np.float32), condition, np.full(1, frames, np.int32))
     return ceiling.matmul_flops(FlowDecoder(config).apply, params, *arguments)
