@@ -21,6 +21,13 @@ from tests.golden.make_sharding import CONFIGS, FOLDER, MESHES, abstract_state, 
 from tests.tiny import batch, drawn, frozen_parts, generation, meanflow, understanding
 
 STAGES = ("understanding", "generation", "meanflow")
+# Meanflow is a generation whose frozen part has a decoder, too: one mesh will do for it.
+ON_MESHES = [
+    pytest.param(stage, mesh, id=f"{stage}-{name}")
+    for stage in STAGES
+    for name, mesh in MESHES.items()
+    if stage != "meanflow" or name == "2x2x2"
+]
 # Adam would blow rounding up to whole steps wherever a gradient is next to nothing.
 MOMENTUM = optax.sgd(0.05, momentum=0.9)
 
@@ -208,8 +215,7 @@ def alone() -> dict[str, Any]:
     return {stage: two_steps(compiled_step(stage, None)) for stage in STAGES}
 
 
-@pytest.mark.parametrize("mesh", MESHES.values(), ids=MESHES)
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize(("stage", "mesh"), ON_MESHES)
 def test_a_step_on_a_mesh_is_a_step_on_one_device(
     alone: dict[str, Any], stage: str, mesh: tuple[int, int, int]
 ) -> None:
@@ -221,8 +227,7 @@ def test_a_step_on_a_mesh_is_a_step_on_one_device(
         np.testing.assert_allclose(leaf, expected[name], atol=1e-4 * size, err_msg=name)
 
 
-@pytest.mark.parametrize("mesh", MESHES.values(), ids=MESHES)
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize(("stage", "mesh"), ON_MESHES)
 def test_no_chip_ever_holds_the_whole_model(stage: str, mesh: tuple[int, int, int]) -> None:
     step = compiled_step(stage, mesh)
     found = collectives(step.compiled.program.as_text())
