@@ -1,6 +1,6 @@
 """What solver, time grid and number of network evaluations do to decoded audio.
 
-    python benchmarks/solvers.py --root=MANIFEST --model=mini --clips=4 --seconds=4
+    python benchmarks/solvers.py --root=MANIFEST --model=RUN --few=FEW --clips=4 --seconds=4
 
 Decodes the same codes of held-out clips, with the same noise, in every way of --solvers, --warps
 and --evaluations, and prints one JSON line for each way and domain, then a table:

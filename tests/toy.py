@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from gac_jax.stages.task import Batch, Metrics, Params
+from gac_jax.stages.task import Batch, Metrics, Params, Task
 from gac_jax.training.optimizer import OptimizerConfig
 
 ROWS = 16
@@ -17,7 +17,7 @@ OPTIMIZER = OptimizerConfig(
 )
 
 
-class Toy:
+class Toy(Task):
     """Noisy least squares with a memory."""
 
     name = "toy"
@@ -40,12 +40,3 @@ class Toy:
         guess = batch["wave"] @ layer["kernel"] + (layer["bias"] + frozen["offset"]["bias"])[None]
         memory = {"seen": memory["seen"] + jnp.mean(guess)}
         return jnp.mean((guess - noise) ** 2), ({"seen": memory["seen"][0]}, memory)
-
-    def refresh(self, params: Params, memory: Params) -> Params:
-        return params
-
-    def evaluate(
-        self, params: Params, frozen: Params, memory: Params, batch: Batch, key: jax.Array
-    ) -> Metrics:
-        loss, (metrics, _) = self.loss(params, frozen, memory, batch, key)
-        return {"loss": loss, **metrics}

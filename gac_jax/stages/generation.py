@@ -23,7 +23,7 @@ from gac_jax.models.flow_decoder import Condition, DecoderConfig, FlowDecoder
 from gac_jax.models.quantizer import Quantizer, QuantizerConfig, masked_mean
 from gac_jax.rates import SPECTRA_PER_FRAME
 from gac_jax.signal.log_spectrum import log_spectrum
-from gac_jax.stages.task import Batch, Metrics, Params
+from gac_jax.stages.task import Batch, Metrics, Params, Task
 from gac_jax.stages.understanding import frames_of, sample_rate_index
 
 BUCKETS = 4  # the loss is logged for each quarter of t
@@ -52,7 +52,7 @@ class GenerationConfig:
     scale_steps: int
 
 
-class Generation:
+class Generation(Task):
     """The flow decoder, given a frozen encoder and quantiser."""
 
     name = "generation"
@@ -116,18 +116,6 @@ class Generation:
         parts = {"flow": flow_loss, "likelihood": likelihood}
         metrics = {**parts, **bucket_losses(per_frame, valid, t, "t")}
         return flow_loss + likelihood, (metrics, memory)
-
-    def refresh(self, params: Params, memory: Params) -> Params:
-        """Nothing follows the memory."""
-        del memory
-        return params
-
-    def evaluate(
-        self, params: Params, frozen: Params, memory: Params, batch: Batch, key: jax.Array
-    ) -> Metrics:
-        """Loss and its parts."""
-        loss, (metrics, _) = self.loss(params, frozen, memory, batch, key)
-        return {"loss": loss, **metrics}
 
     def embed(self, frozen: Params, batch: Batch, frames: jax.Array, rate: jax.Array) -> jax.Array:
         """Codes of a batch, or those it brings, as what a decoder is told: (B, N, D)."""

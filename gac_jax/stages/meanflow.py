@@ -29,7 +29,7 @@ from gac_jax.stages.generation import (
     lost_frames,
     valid_spectra,
 )
-from gac_jax.stages.task import Batch, Metrics, Params
+from gac_jax.stages.task import Batch, Metrics, Params, Task
 from gac_jax.stages.understanding import frames_of, sample_rate_index
 
 GRIDS = tuple(2**i for i in range(5))  # steps of the solver whose intervals are learnt
@@ -58,7 +58,7 @@ class MeanFlowConfig:
     guidance: tuple[float, ...]
 
 
-class MeanFlow:
+class MeanFlow(Task):
     """A flow decoder that learns from another, whose place it takes."""
 
     name = "meanflow"
@@ -112,18 +112,6 @@ class MeanFlow:
         power = masked_mean(jnp.mean(jnp.square(u), axis=-1), valid)
         spans = bucket_losses(per_frame, valid, until - t, "span")
         return loss, ({"relative": loss / power, **spans}, memory)
-
-    def refresh(self, params: Params, memory: Params) -> Params:
-        """Nothing follows the memory."""
-        del memory
-        return params
-
-    def evaluate(
-        self, params: Params, frozen: Params, memory: Params, batch: Batch, key: jax.Array
-    ) -> Metrics:
-        """Loss and its parts."""
-        loss, (metrics, _) = self.loss(params, frozen, memory, batch, key)
-        return {"loss": loss, **metrics}
 
     def _condition(
         self,

@@ -14,7 +14,10 @@ Metrics = dict[str, jax.Array]  # scalars
 
 
 class Task(Protocol):
-    """A stage: pure functions of arrays, so that the loop may jit and shard them."""
+    """A stage: pure functions of arrays, so that the loop may jit and shard them.
+
+    A stage that derives from it need not say what it does not do differently.
+    """
 
     name: str
 
@@ -33,11 +36,13 @@ class Task(Protocol):
         ...
 
     def refresh(self, params: Params, memory: Params) -> Params:
-        """Parameters after an update, with those set that follow the memory, not a gradient."""
-        ...
+        """Parameters after an update, with those set that follow the memory; by default none."""
+        del memory
+        return params
 
     def evaluate(
         self, params: Params, frozen: Params, memory: Params, batch: Batch, key: jax.Array
     ) -> Metrics:
-        """Metrics of one held-out batch; NaN where it has nothing of a kind."""
-        ...
+        """Metrics of one held-out batch, NaN where it has none of a kind; by default the loss."""
+        loss, (metrics, _) = self.loss(params, frozen, memory, batch, key)
+        return {"loss": loss, **metrics}
