@@ -87,6 +87,10 @@ def join(given: Place, patience: int = PATIENCE) -> None:
             f"process group: {error} (found {place}); give --coordinator=HOST:PORT, "
             "--num_processes=N and, counted from 0, --process_id=I"
         ) from error
+    if jax.process_count() > 1 and jax.default_backend() == "cpu":
+        # Process 0 alone has its programs from the cache, and waits for ever in collectives for
+        # those that the others compile anew (docs/decisions.md).
+        jax.config.update("jax_enable_compilation_cache", False)
     if is_first() and jax.process_count() > 1:
         print(
             f"process group: {jax.process_count()} processes, {jax.device_count()} devices",
