@@ -45,6 +45,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.skip(reason=f"needs JAX_PLATFORMS={platform}"))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def forgotten_programs() -> Iterator[None]:
+    """Lets go of a module's compiled programs, each of which holds several mappings of memory.
+
+    Linux allows a process 65,530. The suite comes near that, and XLA crashes beyond it.
+    """
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture
 def standard_promotion() -> Iterator[None]:
     """Lenient dtype promotion, for tests that run an optax optimizer.

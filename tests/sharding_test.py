@@ -1,6 +1,7 @@
 import contextlib
 import dataclasses
 import json
+from collections.abc import Iterator
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -200,6 +201,13 @@ def compiled_step(stage: str, sizes: tuple[int, int, int] | None) -> Step:
     with jax.set_mesh(mesh) if mesh else contextlib.nullcontext():
         lowered = step.lower(state, frozen, rows)
     return Step(compile_and_listen(lowered, xla_backend_optimization_level=0), state, frozen, rows)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forgotten_steps() -> Iterator[None]:
+    """Lets go of the steps with their module: each holds thousands of mappings of memory."""
+    yield
+    compiled_step.cache_clear()
 
 
 def two_steps(step: Step) -> Any:
