@@ -28,15 +28,12 @@ from gac_jax.rates import FRAME_SAMPLES, SAMPLE_RATE, SPECTRA_PER_FRAME
 from gac_jax.sampling import Sampling, choose
 from gac_jax.signal.audio_io import AudioReader, to_mono_32k
 from gac_jax.signal.griffin_lim import griffin_lim
-from gac_jax.signal.log_spectrum import LOUDEST, magnitudes
+from gac_jax.signal.log_spectrum import magnitudes
 from gac_jax.signal.loudness import block_levels, normalise, restored
 from gac_jax.stages.generation import init_decoder
 from gac_jax.windows import Window, cut, join, plan
 
 BUNDLED = Path(__file__).parent / "pretrained"
-
-_WIDEST = 1.0  # deviation in log amplitude: the tails of wider ones are thinner than Gaussian
-_TINY = 1e-9
 
 Blocks = Iterable[np.ndarray]  # mono float32 at 32 kHz, may be iterated over more than once
 Job = TypeVar("Job")
@@ -208,7 +205,7 @@ class Codec:
         temperature: float | None = None,
         lost: npt.ArrayLike | None = None,
     ) -> Iterator[np.ndarray]:
-        """Decodes tokens piece by piece in constant memory; see `decode`."""
+        """Decodes tokens piece by piece in constant memory, 10.24 s behind; see `decode`."""
         self._check(tokens)
         sampling = self._sampling(seed, steps, solver, guidance, temperature)
         codes = tokens.codes if lost is None else np.where(_mask(lost, tokens), -1, tokens.codes)
@@ -419,26 +416,7 @@ class Codec:
         first_phases = noise[..., bins:].reshape(codes.shape[0], -1)
         valid = jnp.arange(2 * length)[None] < frames[:, None] * (2 * SPECTRA_PER_FRAME)
         magnitude = jnp.where(valid[:, :, None], magnitudes(level), 0.0)
-        deviation = scale * jnp.exp(with_codes.log_deviation)
-        expected = mean + scale * with_codes.mean
-        gain = _makeup(expected, deviation, temperature, valid[:, ::2])
-        return gain[:, None] * griffin_lim(magnitude, first_phases)
-
-
-def _makeup(
-    mean: jax.Array, deviation: jax.Array, temperature: jax.Array, valid: jax.Array
-) -> jax.Array:
-    """Gain (B,) that gives back the power which a temperature below 1 takes.
-
-    Of log amplitudes (B, T, F) with this mean and deviation, were they Gaussian.
-    """
-    mean, deviation = jnp.minimum(mean, LOUDEST), jnp.minimum(deviation, _WIDEST)
-
-    def power(temperature: jax.Array | float) -> jax.Array:
-        density = jnp.exp(2.0 * (mean + jnp.square(temperature * deviation)))
-        return jnp.sum(jnp.where(valid[:, :, None], density, 0.0), axis=(1, 2))
-
-    return jnp.sqrt((power(1.0) + _TINY) / (power(temperature) + _TINY))
+        return griffin_lim(magnitude, first_phases)
 
 
 def _mask(lost: npt.ArrayLike, tokens: Tokens) -> np.ndarray:

@@ -96,9 +96,9 @@ def test_same_tokens_and_seed_give_the_same_audio(codec: Codec, tiny_model: Path
 
 
 def test_blocks_follow_each_other_to_the_whole(codec: Codec) -> None:
-    tokens = codec.encode(noise(5 * WINDOW * FRAME_SAMPLES + 123))
+    tokens = codec.encode(noise(12 * WINDOW * FRAME_SAMPLES + 123))
     blocks = list(codec.decode_blocks(tokens))
-    assert len(blocks) > 5
+    assert len(blocks) > 3
     np.testing.assert_array_equal(np.concatenate(blocks), codec.decode(tokens))
 
 
@@ -124,11 +124,11 @@ def test_each_knob_changes_the_audio(codec: Codec) -> None:
 
 @pytest.mark.parametrize("kbps", [0.175, 0.975])
 def test_a_low_temperature_is_not_quieter(kbps: float) -> None:
-    """With the model that ships; without making up for it, it would be by several dB."""
+    """With the model that ships, which by itself is several dB quieter."""
     mini = gac_jax.load("mini")
     wave, _ = soundfile.read(EXAMPLES / "speech.flac", dtype="float32")
     decoded = mini.decode(mini.encode(wave, kbps=kbps), temperature=0.5)
-    assert abs(20 * np.log10(np.std(decoded) / np.std(wave))) < 3.0
+    assert abs(20 * np.log10(np.std(decoded) / np.std(wave))) < 0.3  # steps of levels: 0.5 dB
 
 
 def test_loudness_comes_back_and_silence_stays_silent(codec: Codec) -> None:

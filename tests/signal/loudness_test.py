@@ -129,11 +129,73 @@ def test_a_piece_is_divided_by_its_place_on_the_curve() -> None:
     )
 
 
-def test_restored_blocks_are_the_wave_times_its_gain_up_to_its_end(
-    rng: np.random.Generator,
+def restore(decoded: np.ndarray, levels: list[int], cuts: tuple[int, ...] = ()) -> np.ndarray:
+    blocks = np.split(decoded, list(cuts))
+    return np.concatenate(list(restored(blocks, np.array(levels, np.uint8), len(decoded))))
+
+
+def decibels_of(wave: np.ndarray) -> np.ndarray:
+    return np.asarray(20 * np.log10(np.abs(wave)))
+
+
+def test_audio_of_unit_rms_is_multiplied_by_the_curve_up_to_its_end() -> None:
+    levels, wave = np.array([200, 200, 0, 196], np.uint8), blocks_of([0, 0, 0, 0, 0])
+    found = np.concatenate(list(restored([wave], levels, 4 * BLOCK_SAMPLES - 1)))
+    expected = wave * gain_curve(levels, 0, len(wave))
+    # Blocks 1 and 3 have slopes towards each other, of half a level on average.
+    np.testing.assert_allclose(found, expected[: 4 * BLOCK_SAMPLES - 1], rtol=0.02)
+    assert not found[2 * BLOCK_SAMPLES : 3 * BLOCK_SAMPLES].any()
+
+
+@pytest.mark.parametrize("off", [-11, 3])
+def test_what_is_decoded_too_loud_or_too_quiet_gets_its_level(off: float) -> None:
+    found = decibels_of(restore(blocks_of([off] * 3), [200, 200, 200]))
+    np.testing.assert_allclose(found, -20, atol=1e-3)
+
+
+@pytest.mark.parametrize("off", [-30, 30])
+def test_twelve_decibels_are_made_up_for_at_most(off: float) -> None:
+    found = decibels_of(restore(blocks_of([off]), [200]))
+    np.testing.assert_allclose(found, off - 20 - 12 * np.sign(off), atol=1e-3)
+
+
+def test_the_correction_is_linear_in_decibels_between_centres() -> None:
+    found = decibels_of(restore(blocks_of([2, -3, -3]), [200, 200, 200]))
+    moved = found - decibels_of(blocks_of([2, -3, -3])) + 20
+    half = BLOCK_SAMPLES // 2
+    for position, expected in [(0, -2), (half, -2), (2 * half, 0.5), (3 * half, 3), (-1, 3)]:
+        np.testing.assert_allclose(moved[position], expected, atol=1e-3)
+    assert np.abs(np.diff(moved)).max() < 1e-4
+
+
+def test_silence_that_was_decoded_stays_silence() -> None:
+    assert not restore(np.zeros(2 * BLOCK_SAMPLES, np.float32), [200, 200]).any()
+
+
+@pytest.mark.parametrize(
+    ("levels", "tail"),
+    [
+        ([200, 0], 0),  # silent
+        ([200, 176], 0),  # raised: it may have been much quieter
+        ([230, 240], BLOCK_SAMPLES - 9),  # nine samples are no measurement
+    ],
+)
+def test_a_block_whose_level_is_no_measurement_goes_by_the_one_before(
+    levels: list[int], tail: int
 ) -> None:
-    levels, wave = np.asarray([200, 220], np.uint8), rng.standard_normal(500_000)
-    blocks = np.split(wave.astype(np.float32), [100_000, 330_000])
-    found = np.concatenate(list(restored(blocks, levels, 400_001)))
-    expected = wave[:400_001].astype(np.float32) * gain_curve(levels, 0, 400_001)
-    np.testing.assert_array_equal(found, expected)
+    decoded = blocks_of([2, -4], tail)
+    curve = gain_curve(np.array(levels, np.uint8), 0, len(decoded))
+    moved = decibels_of(restore(decoded, levels)[curve > 0] / (decoded * curve)[curve > 0])
+    assert moved[0] < -0.5
+    np.testing.assert_allclose(moved, moved[0], atol=1e-3)
+
+
+def test_what_is_restored_does_not_depend_on_how_it_is_cut(rng: np.random.Generator) -> None:
+    levels, wave = [200, 220, 0, 212], rng.standard_normal(1_200_000).astype(np.float32)
+    whole = restore(wave, levels)
+    cut = restore(wave, levels, (0, 9, 100_000, 330_000, 330_000, 1_199_999))
+    np.testing.assert_array_equal(cut, whole)
+
+
+def test_a_stream_without_samples_is_restored_to_one() -> None:
+    assert restore(np.zeros(0, np.float32), []).shape == (0,)
