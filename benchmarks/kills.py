@@ -2,7 +2,7 @@
 
     python benchmarks/kills.py --kills=20
 
-Both stages train at a size that compiles in seconds, or with --tiny at that of `configs/tiny.py`:
+All stages train at a size that compiles in seconds, or with --tiny at that of `configs/tiny.py`:
 once unbroken, and once with `kill -9` between or within steps, and every second time while a
 checkpoint is being written.
 Prints a table of the kills, and whether the two runs end with the same states and the same model,
@@ -29,7 +29,7 @@ _TINY = flags.DEFINE_boolean("tiny", False, "Train `tiny` as it is, which takes 
 _ROOT = flags.DEFINE_string("root", "", "Of the audio; by default the bundled clips.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where to; without it, a temporary folder.")
 
-STAGES = ("understanding", "generation")
+STAGES = ("understanding", "generation", "meanflow")
 TABLE = "{:>4}  {:<13}  {:<8}  {:>10}  {:>10}  {:>10}"
 
 
@@ -62,9 +62,10 @@ def train(workdir: Path, steps: int, whole: bool, root: str) -> None:
     config = tiny.get_config()
     if not whole:
         _shrink(config)
+    config.update(stages=STAGES)
     config.data.root = root
-    for stage in (config.understanding, config.generation):
-        stage.update(steps=steps, save_every=2, log_every=1)
+    for stage in STAGES:
+        config[stage].update(steps=steps, save_every=2, log_every=1)
     stages.run(config, workdir)
 
 
@@ -75,6 +76,7 @@ def _shrink(config: ConfigDict) -> None:
     config.decoder.update(width=64, depth=2)
     config.understanding.update(batch_size=2, crop_frames=4)
     config.generation.batch_size = 2
+    config.meanflow.batch_size = 2
 
 
 def _start(workdir: Path, steps: int) -> multiprocessing.process.BaseProcess:
@@ -93,12 +95,12 @@ def _finish(workdir: Path, steps: int) -> None:
 
 
 def _break(workdir: Path, steps: int) -> None:
-    """Starts and kills, and starts again; the later half of the kills is of the later stage."""
+    """Starts and kills, and starts again; each stage has its share of the kills, in their order."""
     draw, late = random.Random(_SEED.value), 1.0 if _TINY.value else 0.2  # a few steps, seconds
     print(TABLE.format("kill", "stage", "moment", "went on at", "last whole", "half there"))
     for number in range(1, _KILLS.value + 1):
         place, drafts, saving = _place(workdir), _drafts(workdir), number % 2 == 0
-        stage = STAGES[2 * number > _KILLS.value]
+        stage = STAGES[(number - 1) * len(STAGES) // _KILLS.value]
         process = _start(workdir, steps)
         while not _due(workdir, stage, place, drafts if saving else None):
             if process.exitcode is not None:
