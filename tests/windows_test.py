@@ -143,6 +143,16 @@ def test_a_seam_changes_smoothly_from_one_window_to_the_next() -> None:
     assert (heard[middle + FRAME_SAMPLES :] == 1).all()
 
 
+def test_a_seam_of_unlike_windows_is_as_loud_as_they_are(rng: np.random.Generator) -> None:
+    windows = plan(200)
+    shape = (len(windows), WINDOW * FRAME_SAMPLES)
+    pieces = rng.standard_normal(shape).astype(np.float32)
+    heard = np.concatenate(list(join(zip(windows, pieces, strict=True))))
+    middle = (windows[1].start + OVERLAP // 2) * FRAME_SAMPLES
+    seam = heard[middle - FRAME_SAMPLES // 4 : middle + FRAME_SAMPLES // 4]
+    assert abs(10 * np.log10(np.mean(np.square(seam)))) < 0.6  # plainly faded: -3 dB
+
+
 def test_joining_hands_out_audio_as_soon_as_it_is_final() -> None:
     windows = plan(400)
     samples = np.zeros(WINDOW * FRAME_SAMPLES, np.float32)
