@@ -1,8 +1,9 @@
 """Loudness: one level byte per 10.24 s of audio, and the smooth gain that they describe.
 
 Encoding divides by the gain curve and decoding multiplies by it, so that the networks only see
-audio of about unit RMS. A level byte is 0 for digital silence; otherwise a block's RMS is
-(byte - 240) / 2 dB re full scale, -119.5 to +7.5 dB.
+audio of about unit RMS. Decoded blocks are measured, too, and brought to their levels. A level byte
+is 0 for digital silence; otherwise a block's RMS is (byte - 240) / 2 dB re full scale, -119.5 to
++7.5 dB.
 """
 
 from __future__ import annotations
