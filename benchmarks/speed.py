@@ -50,6 +50,9 @@ _STEPS = flags.DEFINE_list("steps", ["8"], "Euler steps of decoding.")
 _GUIDANCE = flags.DEFINE_list("guidance", ["1"], "Weights; all but 1 evaluate the network twice.")
 _SECONDS = flags.DEFINE_float("seconds", 10.24, "Of audio in a clip.", 0.1)
 _CROPS = flags.DEFINE_integer("crops", 0, "In a training batch; 0 takes the configuration's.", 0)
+_CODES = flags.DEFINE_boolean(
+    "codes", False, "Train on codes once computed, as config.data.tokens does, without the encoder."
+)
 _REPEATS = flags.DEFINE_integer("repeats", 5, "Runs, of which the fastest counts.", 1)
 
 # Linux counts a process's peak from what its parent held when it began: a small one must begin it.
@@ -112,11 +115,14 @@ def encode(config: ConfigDict, peaks: Peaks) -> Iterator[Row]:
 
 
 def train(config: ConfigDict, peaks: Peaks) -> Iterator[Row]:
-    """Updates of the flow decoder, with the encoder that makes its codes."""
+    """Updates of the flow decoder, with the encoder that makes its codes or with --codes."""
     stage, mesh = config.generation, make_mesh(**config.mesh)
     crops = _CROPS.value or stage.batch_size
     batch = _training_batch(crops, stage.crop_frames)
-    _, params = _random_model(config)
+    record, params = _random_model(config)
+    if _CODES.value:
+        codes = _tokens(Codec(record, params), stage.crop_frames / rates.FRAME_RATE).codes
+        batch["codes"] = np.repeat(codes[None], crops, axis=0)
     size = sum(x.size for x in jax.tree.leaves(params["decoder"]))
     rule = 6.0 * size * crops * stage.crop_frames * SPECTRA_PER_FRAME
     for precision, peak in peaks.items():
@@ -126,6 +132,7 @@ def train(config: ConfigDict, peaks: Peaks) -> Iterator[Row]:
         yield {
             "crops": crops,
             "seconds": crops * stage.crop_frames / rates.FRAME_RATE,
+            "encoder": not _CODES.value,
             "precision": precision,
             "step_s": spent,
             "mfu_6N": rule / reach,

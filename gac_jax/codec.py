@@ -74,7 +74,7 @@ def find(model: str | Path) -> Path:
 
 
 class Codec:
-    """A model ready to encode and decode.
+    """A model ready to encode and decode; one of the stage understanding alone only encodes.
 
     Attributes:
       config: contents of the model's config.json.
@@ -94,7 +94,8 @@ class Codec:
         self.config, self.batch_size = config, batch_size
         self._features = Features(EncoderConfig(**config["encoder"]))
         self._quantizer = Quantizer(QuantizerConfig(**config["quantizer"]))
-        self._decoder = FlowDecoder(DecoderConfig(**config["decoder"]))
+        decoder = config.get("decoder")
+        self._flow = None if decoder is None else FlowDecoder(DecoderConfig(**decoder))
         self._params = jax.device_put(params)
         self.fingerprint = bytes.fromhex(config["fingerprint"])
         quantizer = self._quantizer.config
@@ -113,6 +114,15 @@ class Codec:
     def num_parameters(self) -> dict[str, int]:
         """Parameters of each part."""
         return {k: sum(x.size for x in jax.tree.leaves(v)) for k, v in self._params.items()}
+
+    def require_decoder(self) -> FlowDecoder:
+        """The decoder; raises UserError if the model has none."""
+        if self._flow is None:
+            raise UserError(
+                f"'{self.config['name']}' only encodes: its decoder has yet to be trained, by the "
+                "stage generation"
+            )
+        return self._flow
 
     def plan(self, num_frames: int) -> list[Window]:
         """The windows in which a clip of num_frames code frames is computed."""
@@ -276,11 +286,13 @@ class Codec:
             encoder = self._features.init(key, wave, frames)
             features = self._features.apply(encoder, wave, frames)
             quantizer = self._quantizer.init(key, *features, frames, frames)
-            width, bins = self._quantizer.config.width, self._decoder.config.bins
+            params = {"encoder": encoder["params"], "quantizer": quantizer["params"]}
+            if self._flow is None:
+                return params
+            bins = self._flow.config.bins
             return {
-                "encoder": encoder["params"],
-                "quantizer": quantizer["params"],
-                "decoder": init_decoder(self._decoder, width, key),
+                **params,
+                "decoder": init_decoder(self._flow, self._quantizer.config.width, key),
                 "spectrum": {name: jnp.zeros((bins,)) for name in ("mean", "scale")},
             }
 
@@ -303,7 +315,7 @@ class Codec:
         temperature: float | None,
     ) -> Sampling:
         given = (seed, steps, solver, guidance, temperature)
-        interval = self._decoder.config.interval
+        interval = self.require_decoder().config.interval
         return choose(self.config["sampling"], self.num_codebooks, interval, *given)
 
     def _batched(
@@ -383,7 +395,7 @@ class Codec:
 
         A frame whose semantic code is -1 was lost.
         """
-        decoder, variables = self._decoder, {"params": params["decoder"]}
+        decoder, variables = self.require_decoder(), {"params": params["decoder"]}
         lost = codes[:, 0] < 0
         embedding = self._quantizer.apply(
             {"params": params["quantizer"]}, jnp.maximum(codes, 0), rate, method="embed"

@@ -60,7 +60,12 @@ class Reconstruction:
           mode: a key of `gac_jax.jobs.OUTPUTS`.
           kbps: rate; None is `DEFAULT_KBPS` or, when decoding, all that a file holds.
           sampling: seed, steps, solver, guidance and temperature as for `Codec.decode`.
+
+        Raises:
+          UserError: the model has no decoder, and the mode asks for one.
         """
+        if mode != "encode":
+            codec.require_decoder()
         self._codec, self._mode, self._kbps, self._sampling = codec, mode, kbps, sampling
         self.clock = CompileClock()
 

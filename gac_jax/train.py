@@ -1,8 +1,8 @@
 """Train a model: `python -m gac_jax.train --config=configs/tiny.py --workdir=DIR`.
 
 Runs every stage of the configuration, resumes where an earlier run stopped, and writes the
-finished model to DIR/model. Any field can be set on the command line, for example
-`--config.data.root=MY_AUDIO --config.generation.steps=1000`.
+finished model to DIR/model, or to DIR/tokenizer as long as there is no decoder. Any field can be
+set on the command line: `--config.data.root=MY_AUDIO --config.generation.steps=1000`.
 
 The same command, started once on each host, trains on all of them; see `gac_jax.distributed` for
 where hosts find each other by themselves.
@@ -34,7 +34,7 @@ def main() -> None:
     """Trains what the flags ask for."""
     cli.use_compilation_cache()
     from gac_jax import distributed
-    from gac_jax.training.stages import run
+    from gac_jax.training.stages import TOKENIZER, run
     from gac_jax.training.stop import Interrupted
 
     place = distributed.Place(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
@@ -47,10 +47,8 @@ def main() -> None:
         sys.exit(128 + stop.number)  # as if the signal had ended it
     if not distributed.is_first():
         return
-    if folder:
-        print(f"model: {folder}\ntry:   python -m gac_jax.sample --model={folder}")
-    else:
-        print("no model yet: that takes the stage generation, too (config.stages)")
+    then = "tokenize --out=TOKENS" if folder.name == TOKENIZER else "sample"
+    print(f"{folder.name}: {folder}\ntry:   python -m gac_jax.{then} --model={folder}")
 
 
 if __name__ == "__main__":

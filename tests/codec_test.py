@@ -6,10 +6,12 @@ import pytest
 import soundfile
 
 import gac_jax
+from gac_jax import model_folder
 from gac_jax.bitstream import Tokens
 from gac_jax.codec import Codec
 from gac_jax.errors import UserError
 from gac_jax.rates import FRAME_SAMPLES, kbps
+from gac_jax.reconstruction import Reconstruction
 from gac_jax.signal.mel import log_mel_32k
 
 WINDOW = 32  # of the tiny model
@@ -264,3 +266,21 @@ def test_lost_frames_are_filled_in_without_their_codes(codec: Codec) -> None:
     assert np.isfinite(codec.decode(tokens, lost=lost | True)).all()
     with pytest.raises(UserError, match="lost must tell of 12 frames"):
         codec.decode(tokens, lost=lost[1:])
+
+
+def test_without_a_decoder_it_only_encodes(codec: Codec, tiny_model: Path, tmp_path: Path) -> None:
+    record, params = model_folder.load(tiny_model)
+    alone = {k: v for k, v in record.items() if k not in ("decoder", "sampling")}
+    parts = {part: params[part] for part in model_folder.FINGERPRINTED}
+    model_folder.save(tmp_path / "tokenizer", alone, parts, "", "float32")
+    tokenizer = gac_jax.load(tmp_path / "tokenizer")
+    assert tokenizer.num_parameters.keys() == {"encoder", "quantizer"}
+    tokens = tokenizer.encode(noise(50_000))
+    assert tokens.to_bytes() == codec.encode(noise(50_000)).to_bytes()
+    refused = "^'random' only encodes: its decoder has yet to be trained, by the stage generation$"
+    for decode in (tokenizer.decode, lambda tokens: tokenizer.decode_batch([tokens])):
+        with pytest.raises(UserError, match=refused):
+            decode(tokens)
+    Reconstruction(tokenizer, "encode", None, {})
+    with pytest.raises(UserError, match=refused):  # before anything is encoded
+        Reconstruction(tokenizer, "roundtrip", None, {})

@@ -90,20 +90,20 @@ def test_it_ends_with_the_model_and_how_to_try_it(run_main: Callable, tmp_path: 
     ]
 
 
-def test_it_says_that_there_is_no_model_yet(run_main: Callable) -> None:
-    code, out, err = run_main(lambda *_: None)
+def test_a_model_without_a_decoder_makes_tokens(run_main: Callable, tmp_path: Path) -> None:
+    code, out, err = run_main(lambda _, workdir: workdir / stages.TOKENIZER)
     assert (code, err) == (0, "")
-    assert (
-        out.splitlines()[2] == "no model yet: that takes the stage generation, too (config.stages)"
-    )
+    assert out.splitlines()[2:] == [
+        f"tokenizer: {tmp_path}/tokenizer",
+        f"try:   python -m gac_jax.tokenize --out=TOKENS --model={tmp_path}/tokenizer",
+    ]
 
 
-@pytest.mark.parametrize("model", [None, Path("model")])
 def test_a_process_that_is_not_the_first_does_not_tell_how_it_ends(
-    run_main: Callable, monkeypatch: pytest.MonkeyPatch, model: Path | None
+    run_main: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(distributed, "is_first", lambda: False)
-    assert run_main(lambda *_: model) == (0, SAID, "")
+    assert run_main(lambda *_: Path("model")) == (0, SAID, "")
 
 
 def test_a_process_that_is_not_the_first_does_not_tell_that_it_stopped(

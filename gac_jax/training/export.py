@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
@@ -16,7 +17,7 @@ from gac_jax.training.origin import Origin
 
 _CARD = """# {name}
 
-A gac_jax model: 32 kHz audio to tokens at 0.175 - 0.975 kbps and back.
+A gac_jax model: 32 kHz audio to tokens at 0.175 - 0.975 kbps{back}.
 
 | part | parameters |
 |---|---|
@@ -58,7 +59,7 @@ def export(
     Args:
       config: the run's configuration.
       stages: names of the stages that made the parameters.
-      params: {"encoder", "quantizer", "decoder", "spectrum"}.
+      params: {"encoder", "quantizer"}, and after the stage generation {"decoder", "spectrum"}.
       corpus: what they were trained on.
       folder: where to.
       origin: model that encoder and quantiser were taken from.
@@ -68,15 +69,17 @@ def export(
     """
     frozen = origin.stored if origin and "understanding" not in stages else None
     steps = {name: config[name].steps for name in stages}
-    record = {
+    last = stages[-1] if "decoder" in params else "generation"  # codes are to be those it trains on
+    record: dict[str, Any] = {
         "name": config.name,
         "encoder": config.encoder.to_dict(),
         "quantizer": config.quantizer.to_dict(),
-        "decoder": config.decoder.to_dict(),
-        "window": config[stages[-1]].crop_frames,  # longer audio is computed in windows of this
-        "sampling": {k: config.sampling[k] for k in model_folder.SAMPLING},
+        "window": config[last].crop_frames,  # longer audio is computed in windows of this
         "steps": steps if origin is None or frozen is None else {**origin.steps, **steps},
     }
+    if "decoder" in params:
+        record["decoder"] = config.decoder.to_dict()
+        record["sampling"] = {k: config.sampling[k] for k in model_folder.SAMPLING}
     if "meanflow" in stages:  # its guidance is learnt
         few = {"solver": "meanflow", "steps": config.meanflow.sampling_steps, "guidance": 1.0}
         record["decoder"]["interval"], record["sampling"] = True, {**record["sampling"], **few}
@@ -95,6 +98,7 @@ def card(
     """The text of README.md: sizes, training, data with hours and licences."""
     return _CARD.format(
         name=config.name,
+        back=" and back" if "decoder" in params else "; it has no decoder yet",
         sizes="\n".join(f"| {part} | {_count(tree)} |" for part, tree in params.items()),
         storage=config.sampling.storage,
         stages="\n".join(f"- {line}" for line in _training(config, stages, origin)),

@@ -42,8 +42,8 @@ def adopt(config: ConfigDict, first: str) -> tuple[ConfigDict, Origin | None]:
       The configuration, with the sections of that model that are taken over; the model.
 
     Raises:
-      UserError: no such model, or it is damaged, or has been through the stage meanflow that is
-        to begin; `config.whisper` is set as well.
+      UserError: no such model, or it is damaged, or has no decoder for the stage meanflow to begin
+        with, or one that has been through it; `config.whisper` is set as well.
     """
     if not config.init_from:
         return config, None
@@ -53,7 +53,10 @@ def adopt(config: ConfigDict, first: str) -> tuple[ConfigDict, Origin | None]:
     record, params = model_folder.load(folder)
     config = config.copy_and_resolve_references()
     try:
-        expected = Codec(record, {}).abstract_params()
+        codec = Codec(record, {})
+        if first == "meanflow":
+            codec.require_decoder()
+        expected = codec.abstract_params()
         for part in (*model_folder.FINGERPRINTED, *(("decoder",) if first == "meanflow" else ())):
             config[part] = ConfigDict(record[part])
         name, fingerprint = str(record["name"]), bytes.fromhex(record["fingerprint"])

@@ -48,17 +48,19 @@ MATMUL_PRECISIONS = ("default", "bfloat16", "float32")
 OWN_FIELDS = ("batch_size", "crop_frames", "optimizer", "objective", "sampling_steps")
 # The other fields of a stage are of the loop.
 MODEL = "model"  # folder, inside the workdir, of the finished model
+TOKENIZER = "tokenizer"  # folder of one that has no decoder yet
 
 
-def run(config: ConfigDict, workdir: Path) -> Path | None:
+def run(config: ConfigDict, workdir: Path) -> Path:
     """Runs the stages that the configuration names and writes the model folder.
 
     Args:
       config: as made by `configs.base`.
-      workdir: keeps checkpoints and logs of each stage and, at the end, the model.
+      workdir: keeps checkpoints and logs of each stage and, at the end, the model in `MODEL` or,
+        after understanding alone, what of it turns audio into tokens in `TOKENIZER`.
 
     Returns:
-      The model folder; None if the run ends before there is a decoder, and so no model.
+      The model folder.
 
     Raises:
       UserError: bad configuration, data, folder or checkpoint.
@@ -80,12 +82,11 @@ def run(config: ConfigDict, workdir: Path) -> Path | None:
         for stage_run in runs:
             state = run_stage(_after(stage_run, trained))
             trained = _kept(stage_run.task.name, state, trained)
-    if "decoder" not in trained:
-        return None
     params = distributed.gather(trained)  # of all processes, before only one of them goes on
+    folder = workdir / (MODEL if "decoder" in trained else TOKENIZER)
     if distributed.is_first():
-        export(config, names, params, corpus, workdir / MODEL, origin)
-    return workdir / MODEL
+        export(config, names, params, corpus, folder, origin)
+    return folder
 
 
 def build_task(name: str, config: ConfigDict, opened: OpenedReader | None = None) -> Task:

@@ -62,6 +62,19 @@ def test_a_decoder_of_few_steps_is_used_as_one(tmp_path: Path) -> None:
     assert record["sampling"] == few and record["steps"]["meanflow"] == 4
 
 
+def test_a_tokenizer_computes_codes_as_the_decoder_will_hear_them(tmp_path: Path) -> None:
+    config, params = get_config(), {part: PARAMS[part] for part in model_folder.FINGERPRINTED}
+    config.generation.crop_frames = 32
+    export(config, ("understanding",), params, CORPUS, tmp_path / "tokenizer", None)
+    export(config, BOTH, PARAMS, CORPUS, tmp_path / "model", None)
+    alone, whole = (model_folder.load(tmp_path / name)[0] for name in ("tokenizer", "model"))
+    assert alone.keys() == whole.keys() - {"decoder", "sampling"}
+    assert (alone["window"], alone["steps"]) == (32, {"understanding": 4})
+    assert alone["window"] == whole["window"] and alone["fingerprint"] == whole["fingerprint"]
+    text = (tmp_path / "tokenizer" / "README.md").read_text()
+    assert "0.975 kbps; it has no decoder yet." in text
+
+
 def test_the_storage_is_heard(tmp_path: Path) -> None:
     config = get_config()
     config.sampling.storage = "bfloat16"

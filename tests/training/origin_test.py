@@ -57,6 +57,18 @@ def test_the_last_stage_takes_over_the_decoder_as_well(config: ConfigDict) -> No
     jax.tree.map(np.testing.assert_array_equal, origin.params, params)
 
 
+def test_generation_starts_from_a_tokenizer_and_meanflow_does_not(config: ConfigDict) -> None:
+    folder = Path(config.init_from)
+    record, params = model_folder.load(folder)
+    alone = {k: v for k, v in record.items() if k not in ("decoder", "sampling")}
+    parts = {part: params[part] for part in model_folder.FINGERPRINTED}
+    model_folder.save(folder, alone, parts, "", "float32")
+    _, origin = adopt(config, "generation")
+    assert origin is not None and origin.params.keys() == set(model_folder.FINGERPRINTED)
+    with pytest.raises(UserError, match="^'random' only encodes"):
+        adopt(config, "meanflow")
+
+
 def test_two_sources_of_an_encoder_are_refused(config: ConfigDict) -> None:
     config.whisper = "somewhere"
     with pytest.raises(UserError, match="config.init_from and config.whisper"):

@@ -286,10 +286,14 @@ def test_the_model_is_made_of_both_stages(tmp_path: Path, plan: Plan, config: Co
     assert isinstance(corpus, Summary) and origin is None
 
 
-def test_understanding_alone_makes_no_model(tmp_path: Path, plan: Plan, config: ConfigDict) -> None:
+def test_understanding_alone_makes_a_tokenizer(
+    tmp_path: Path, plan: Plan, config: ConfigDict
+) -> None:
     config.stages = ("understanding",)
-    assert run(config, tmp_path) is None
-    assert names(plan) == ["understanding"] and plan.exports == []
+    assert run(config, tmp_path) == tmp_path / "tokenizer"
+    ((_, names, params, _, folder, _),) = plan.exports
+    assert (names, folder) == (("understanding",), tmp_path / "tokenizer")
+    assert params.keys() == {"encoder", "quantizer"}
 
 
 @pytest.mark.parametrize("done", [None, 2])
