@@ -170,6 +170,8 @@ def _stage_run(
         "tokens": _tokens(name, config, origin),
     }
     check_sizes(name, stage, mesh)
+    if name == "understanding":  # a tokenizer has windows as long as the crops of generation
+        check_sizes("generation", config.generation, mesh)
     crop = stage.crop_frames * FRAME_SAMPLES
     loop = {k: v for k, v in stage.items() if k not in OWN_FIELDS}
     return StageRun(

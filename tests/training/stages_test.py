@@ -294,6 +294,10 @@ def test_understanding_alone_makes_a_tokenizer(
     ((_, names, params, _, folder, _),) = plan.exports
     assert (names, folder) == (("understanding",), tmp_path / "tokenizer")
     assert params.keys() == {"encoder", "quantizer"}
+    config.generation.crop_frames = 24  # would be its windows
+    with pytest.raises(UserError, match="generation.crop_frames 24 is no multiple of 16"):
+        run(config, tmp_path)
+    assert len(plan.runs) == 1
 
 
 @pytest.mark.parametrize("done", [None, 2])
