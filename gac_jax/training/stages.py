@@ -171,7 +171,7 @@ def _stage_run(
     }
     check_sizes(name, stage, mesh)
     if name == "understanding":  # a tokenizer has windows as long as the crops of generation
-        check_sizes("generation", config.generation, mesh)
+        _check_window("generation", config.generation)
     crop = stage.crop_frames * FRAME_SAMPLES
     loop = {k: v for k, v in stage.items() if k not in OWN_FIELDS}
     return StageRun(
@@ -201,7 +201,13 @@ def check_sizes(name: str, stage: ConfigDict, mesh: Mesh) -> None:
     share = mesh.shape["data"] * mesh.shape["fsdp"]
     if stage.batch_size % share:
         raise ValueError(f"{share} devices cannot share {name}.batch_size {stage.batch_size}")
-    if name != "understanding" and stage.crop_frames % MULTIPLE:  # they become the model's windows
+    if name != "understanding":
+        _check_window(name, stage)
+
+
+def _check_window(name: str, stage: ConfigDict) -> None:
+    """Crops of a decoder become the windows of the model."""
+    if stage.crop_frames % MULTIPLE:
         raise ValueError(f"{name}.crop_frames {stage.crop_frames} is no multiple of {MULTIPLE}")
 
 
