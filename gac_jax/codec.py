@@ -139,7 +139,7 @@ class Codec:
           kbps: 0.175 .. 0.975 in steps of 0.1.
 
         Raises:
-          UserError: no samples, or samples that are not finite; unknown rate.
+          UserError: no samples, or samples that are not finite; impossible sample rate or kbps.
         """
         return self.encode_batch([wave], sample_rate, kbps)[0]
 

@@ -30,6 +30,7 @@ _WRITABLE = {
     ".opus": ("OGG", "OPUS", 48_000),
     ".mp3": ("MP3", "MPEG_LAYER_III", SAMPLE_RATE),
 }
+LOWEST_RATE = 1_000  # Hz; from far below it resampling takes gigabytes, and soxr crashes at last
 _BLOCK = 65_536  # samples per channel in memory; libsndfile's Vorbis crashes on blocks of millions
 _QUALITY = "HQ"  # soxr: 20-bit precision
 _UNKNOWN_FRAMES = 1 << 62  # libsndfile says at least this where a header leaves the length open
@@ -60,11 +61,14 @@ class AudioReader:
         """Looks at the header.
 
         Raises:
-          UserError: if the file is missing, is not audio, is empty or is cut short.
+          UserError: if the file is missing, is not audio, is empty, is cut short or has a sample
+            rate below `LOWEST_RATE`.
         """
         self.path = Path(path)
         with _open(self.path) as file:
             self.source_rate: int = file.samplerate
+            if self.source_rate < LOWEST_RATE:
+                raise UserError(f"{self.path}: {_too_low(self.source_rate)}")
             known = file.frames < _UNKNOWN_FRAMES
             self.duration = file.frames / file.samplerate if known else math.inf
             if _is_cut_short(self.path, file):
@@ -203,21 +207,26 @@ def to_mono_32k(wave: npt.ArrayLike, sample_rate: float) -> np.ndarray:
       (S',) float32 at 32 kHz, the mean of the channels.
 
     Raises:
-      UserError: if the array is empty, of another shape or type, or not finite.
+      UserError: if the array is empty, of another shape or type, or not finite, or the sample rate
+        below `LOWEST_RATE`.
     """
     wave = np.asarray(wave)
     if wave.dtype.kind not in "fV":  # V: bfloat16
         raise UserError(f"audio must be floats of full scale 1, not {wave.dtype}: convert it first")
     if wave.ndim not in (1, 2) or (wave.ndim == 2 and wave.shape[0] > wave.shape[1]):
         raise UserError(f"audio must be shaped (samples,) or (channels, samples), not {wave.shape}")
-    if not 0 < sample_rate < math.inf:
-        raise UserError(f"the sample rate must be a positive number of Hz, not {sample_rate}")
+    if not LOWEST_RATE <= sample_rate < math.inf:
+        raise UserError(_too_low(sample_rate))
     if not wave.size or wave.shape[-1] * SAMPLE_RATE < sample_rate:
         raise UserError("audio holds no samples: give at least one at 32 kHz")
     mono = np.atleast_2d(wave).astype(np.float32).mean(axis=0)
     if not np.isfinite(mono).all():
         raise UserError("audio holds NaN or infinite samples: repair it first")
     return resample(mono, sample_rate, SAMPLE_RATE)
+
+
+def _too_low(sample_rate: float) -> str:
+    return f"the sample rate must be a finite number from {LOWEST_RATE:,} Hz on, not {sample_rate}"
 
 
 def to_16_bits(wave: np.ndarray) -> np.ndarray:

@@ -324,14 +324,20 @@ def test_an_array_in_the_codecs_form_keeps_its_values(dtype: type) -> None:
         (np.zeros(5), 192_000, "no samples"),
         (np.array([0.0, np.nan]), 32_000, "NaN"),
         (np.array([np.inf, 0.0]), 32_000, "NaN"),
-        (np.zeros(9), 0, "positive"),
-        (np.zeros(9), math.nan, "positive"),
-        (np.zeros(9), math.inf, "positive"),
+        (np.zeros(9), 0.975, "from 1,000 Hz on, not 0.975"),
+        (np.zeros(9), math.nan, "sample rate"),
+        (np.zeros(9), math.inf, "sample rate"),
     ],
 )
 def test_arrays_that_are_no_audio_are_refused(wave: np.ndarray, rate: float, words: str) -> None:
     with pytest.raises(UserError, match=words):
         to_mono_32k(wave, rate)
+
+
+def test_a_file_of_a_rate_that_no_audio_has_is_refused(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "a.wav", tones(32_000, 0.1), 999)
+    with pytest.raises(UserError, match=r"a\.wav: the sample rate must be .* not 999"):
+        AudioReader(tmp_path / "a.wav")
 
 
 def test_resample_keeps_duration(rng: np.random.Generator) -> None:
