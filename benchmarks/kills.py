@@ -29,7 +29,7 @@ _TINY = flags.DEFINE_boolean("tiny", False, "Train `tiny` as it is, which takes 
 _ROOT = flags.DEFINE_string("root", "", "Of the audio; by default the bundled clips.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where to; without it, a temporary folder.")
 
-STAGES = ("understanding", "generation", "meanflow")
+STAGES = ("understanding", "generation", "meanflow", "adversarial")
 TABLE = "{:>4}  {:<13}  {:<8}  {:>10}  {:>10}  {:>10}"
 
 
@@ -75,8 +75,8 @@ def _shrink(config: ConfigDict) -> None:
     config.quantizer.update(width=16, semantic_dim=8, residual_dim=16)
     config.decoder.update(width=64, depth=2)
     config.understanding.update(batch_size=2, crop_frames=4)
-    config.generation.batch_size = 2
-    config.meanflow.batch_size = 2
+    for stage in STAGES[1:]:
+        config[stage].batch_size = 2
 
 
 def _start(workdir: Path, steps: int) -> multiprocessing.process.BaseProcess:

@@ -11,7 +11,8 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     config.name = "base"  # name of the model folder's card
     config.seed = 0  # of initialisation, noise and the data order
-    # Or one of them; a third, "meanflow", makes a decoder of few steps of that of "generation".
+    # Or one of them. A third, "meanflow", makes a decoder of few steps of that of "generation", and
+    # a fourth, "adversarial", trains it on what it makes.
     config.stages = ("understanding", "generation")
     # Bundled model or model folder ("" is none) that stands in for config.encoder and
     # config.quantizer, sizes included. The stage understanding goes on training its weights;
@@ -74,6 +75,7 @@ def get_config() -> ConfigDict:
     config.understanding = _understanding()
     config.generation = _generation()
     config.meanflow = _meanflow()
+    config.adversarial = _adversarial()
 
     config.sampling = sampling = ConfigDict()  # defaults written into the model folder
     sampling.steps = 16  # network evaluations of the Euler solver
@@ -134,6 +136,20 @@ def _meanflow() -> ConfigDict:
     stage.objective.instants = 0.25  # share of crops that keep the velocity at t, as euler takes it
     stage.objective.path_steps = 4  # of the old decoder, for the mean velocity over an interval
     stage.objective.lowest_temperature = 0.5  # of noise, from here to 1
+    stage.optimizer.update(learning_rate=1e-4)
+    return stage
+
+
+def _adversarial() -> ConfigDict:
+    stage = _stage()
+    stage.steps = 30_000
+    stage.objective = ConfigDict()
+    stage.objective.rate_weights = (0.25, 0.25, 0.15, 0.15, 0.2)  # of k = 0, 1, 2, 4, 8
+    stage.objective.lose_frames = 0.1  # share of crops that lose a fifth of their code frames
+    stage.objective.critic_widths = (32, 64, 128, 256)  # channels of its convolutions
+    stage.objective.weights = dict(  # of the loss terms, see gac_jax.stages.adversarial
+        adversarial=1.0, matching=1.0, hearing=6.0, acoustic=8.0
+    )
     stage.optimizer.update(learning_rate=1e-4)
     return stage
 

@@ -44,4 +44,9 @@ def get_config() -> ConfigDict:
     stage.update(log_every=25, eval_every=300, save_every=100)
     stage.optimizer.update(name="muon", learning_rate=1e-3, warmup_steps=20, final_fraction=0.03)
     stage.objective.rate_weights = (0.2, 0.2, 0.15, 0.15, 0.3)
+    stage = config.adversarial
+    stage.update(steps=420, batch_size=8, crop_frames=32, ema_decay=0.98)
+    stage.update(log_every=25, eval_every=140, save_every=100)
+    stage.optimizer.update(name="muon", learning_rate=5e-4, warmup_steps=50, final_fraction=0.03)
+    stage.objective.rate_weights = (0.15, 0.3, 0.15, 0.15, 0.25)
     return config

@@ -16,7 +16,7 @@ def get_config() -> ConfigDict:
     config.encoder.update(width=128, depth=2, num_heads=2, acoustic_width=96, acoustic_depth=2)
     config.decoder.update(width=128, depth=6)
     config.matmul_precision = "bfloat16"
-    for stage in (config.understanding, config.generation, config.meanflow):
+    for stage in (config.understanding, config.generation, config.meanflow, config.adversarial):
         stage.update(batch_size=8, crop_frames=16, ema_decay=0.99)
         stage.update(log_every=20, eval_every=1_000, save_every=100)
         stage.optimizer.update(learning_rate=1e-3, warmup_steps=20)
@@ -28,4 +28,6 @@ def get_config() -> ConfigDict:
     config.generation.objective.scale_steps = 50
     config.meanflow.steps = 60
     config.meanflow.optimizer.learning_rate = 3e-4
+    config.adversarial.steps = 60
+    config.adversarial.optimizer.learning_rate = 3e-4
     return config

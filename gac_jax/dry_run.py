@@ -28,7 +28,7 @@ _NUM_SLICES = flags.DEFINE_integer(
 _STAGE = flags.DEFINE_enum(
     "stage",
     "all",
-    ["all", "understanding", "generation", "meanflow", "sampler"],
+    ["all", "understanding", "generation", "meanflow", "adversarial", "sampler"],
     "What to compile; all is the stages of the config, and the sampler.",
 )
 _JSON = flags.DEFINE_boolean("json", False, "Print one JSON object instead of text.")

@@ -19,15 +19,15 @@ from gac_jax.sharding import BATCH, make_mesh, shard_batch, shardings
 from gac_jax.training.optimizer import path_name
 from gac_jax.training.state import TrainState, make_train_step
 from tests.golden.make_sharding import CONFIGS, FOLDER, MESHES, abstract_state, table, text
-from tests.tiny import batch, drawn, frozen_parts, generation, meanflow, understanding
+from tests.tiny import adversarial, batch, drawn, frozen_parts, generation, meanflow, understanding
 
-STAGES = ("understanding", "generation", "meanflow")
-# Meanflow is a generation whose frozen part has a decoder, too: one mesh will do for it.
+STAGES = ("understanding", "generation", "meanflow", "adversarial")
+# The last two have a generation in them, and little else that has parameters: one mesh will do.
 ON_MESHES = [
     pytest.param(stage, mesh, id=f"{stage}-{name}")
     for stage in STAGES
     for name, mesh in MESHES.items()
-    if stage != "meanflow" or name == "2x2x2"
+    if stage in ("understanding", "generation") or name == "2x2x2"
 ]
 # Adam would blow rounding up to whole steps wherever a gradient is next to nothing.
 MOMENTUM = optax.sgd(0.05, momentum=0.9)
@@ -183,7 +183,7 @@ class Step(NamedTuple):
 @cache
 def compiled_step(stage: str, sizes: tuple[int, int, int] | None) -> Step:
     """A step on one device (None) or on a mesh, as the loop has it."""
-    tasks = {"generation": generation, "meanflow": meanflow}
+    tasks = {"generation": generation, "meanflow": meanflow, "adversarial": adversarial}
     task = understanding(listens=True) if stage == "understanding" else tasks[stage]()
     params, zero = drawn(task.init), jnp.zeros((), jnp.int32)
     state = TrainState(zero, params, params, MOMENTUM.init(params), task.init_memory(params), zero)

@@ -13,6 +13,7 @@ from gac_jax.models.flow_decoder import DecoderConfig, FlowDecoder
 from gac_jax.models.language_model import LanguageModel, LanguageModelConfig
 from gac_jax.models.quantizer import QuantizerConfig
 from gac_jax.rates import FRAME_SAMPLES
+from gac_jax.stages.adversarial import Adversarial, AdversarialConfig
 from gac_jax.stages.generation import Generation, GenerationConfig
 from gac_jax.stages.meanflow import MeanFlow, MeanFlowConfig
 from gac_jax.stages.reading import Reader
@@ -101,6 +102,19 @@ def meanflow(decoder: DecoderConfig = DECODER, **changes: Any) -> MeanFlow:
         **changes,
     }
     return MeanFlow(MeanFlowConfig(**options), generation(decoder))
+
+
+def adversarial(decoder: DecoderConfig = DECODER, **changes: Any) -> Adversarial:
+    options = {
+        "rate_weights": RATES,
+        "lose_frames": 0.0,
+        "weights": (("adversarial", 1.0), ("matching", 2.0), ("hearing", 4.0), ("acoustic", 1.0)),
+        "steps": 2,
+        "temperature": 0.36,
+        "critic_widths": (8, 16),
+        **changes,
+    }
+    return Adversarial(AdversarialConfig(**options), generation(decoder))
 
 
 def predict(

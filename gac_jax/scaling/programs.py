@@ -17,6 +17,7 @@ from gac_jax.rates import FRAME_RATE, FRAME_SAMPLES
 from gac_jax.sharding import BATCH, shardings
 from gac_jax.stages.task import Params
 from gac_jax.training.optimizer import OptimizerConfig, make_optimizer
+from gac_jax.training.origin import FEW_STEPS
 from gac_jax.training.reader import OpenedReader, open_reader
 from gac_jax.training.stages import STAGES, build_task, check_sizes, listens
 from gac_jax.training.state import init_state, make_train_step
@@ -107,7 +108,7 @@ def _frozen(name: str, config: ConfigDict, opened: OpenedReader | None) -> Param
         return _shapes(lambda: opened.frozen) if opened else {}
     params = _shapes(build_task("understanding", config).init, jax.random.key(0))
     params = {part: params[part] for part in ("encoder", "quantizer")}
-    if name == "meanflow":
+    if name in FEW_STEPS:
         params |= _shapes(build_task("generation", config).init, jax.random.key(0))
         band = jax.ShapeDtypeStruct((DecoderConfig(**config.decoder).bins,), jnp.float32)
         params["spectrum"] = {"mean": band, "scale": band}

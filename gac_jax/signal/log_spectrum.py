@@ -45,19 +45,24 @@ def partials(level: jax.Array) -> jax.Array:
     return level.reshape(level.shape[0], -1, BANDS)[:, :, :LINEAR_BANDS]
 
 
-def magnitudes(level: jax.Array) -> jax.Array:
+def powers(level: jax.Array) -> jax.Array:
     """Undoes `log_spectrum` but for the phase, and for what its bands had averaged.
 
     Args:
       level: (B, T, 640); what no audio of about unit RMS reaches is taken for `LOUDEST`.
 
     Returns:
-      (B, 2 T, 641) float32 magnitudes as of `stft`, 0 where the level is the floor.
+      (B, 2 T, 641) float32, squared magnitudes as of `stft`, 0 where the level is the floor.
     """
     level = level.reshape(level.shape[0], -1, BANDS)
     smooth = jnp.einsum("btm,mf->btf", level, _curve(), precision=jax.lax.Precision.HIGHEST)
     power = jnp.exp(2.0 * jnp.minimum(smooth, LOUDEST))
-    return jnp.sqrt(jnp.maximum(power - FLOOR**2, 0.0))
+    return jnp.maximum(power - FLOOR**2, 0.0)
+
+
+def magnitudes(level: jax.Array) -> jax.Array:
+    """The square root of `powers`."""
+    return jnp.sqrt(powers(level))
 
 
 @lru_cache(maxsize=1)

@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from gac_jax.rates import SAMPLE_RATE, SPECTRUM_HOP
+from gac_jax.signal.log_spectrum import powers
+from gac_jax.signal.stft import WINDOW
 
 _HIGHEST = jax.lax.Precision.HIGHEST
 _WHISPER_RATE, _WHISPER_FFT, _WHISPER_HOP = 16_000, 400, 160
@@ -39,10 +41,29 @@ def whisper_log_mel(wave: jax.Array, num_mels: int = 80) -> jax.Array:
     """
     padded = jnp.pad(wave, ((0, 0), (_WHISPER_FFT // 2, _WHISPER_FFT // 2)), mode="reflect")
     power = _power_spectrum(padded, _WHISPER_FFT, _WHISPER_HOP, wave.shape[1] // _WHISPER_HOP)
-    mel = _apply_filters(power, _mel_filters(_WHISPER_RATE, _WHISPER_FFT, num_mels))
-    log_mel = jnp.log10(jnp.maximum(mel, 1e-10))
-    peak = jnp.max(log_mel, axis=(1, 2), keepdims=True)
-    return (jnp.maximum(log_mel, jnp.broadcast_to(peak - 8.0, log_mel.shape)) + 4.0) / 4.0
+    return _whisper_scale(
+        _apply_filters(power, _mel_filters(_WHISPER_RATE, _WHISPER_FFT, num_mels))
+    )
+
+
+def whisper_log_mel_of(level: jax.Array, num_mels: int = 80) -> jax.Array:
+    """What `whisper_log_mel` makes of audio whose log spectrum this is, as far as that tells.
+
+    Windows here are of 40 ms, 2.5 ms later, and Whisper's of 25 ms: what it hears is less sharp.
+
+    Args:
+      level: (B, T, 640) from `gac_jax.signal.log_spectrum`.
+      num_mels: M, as there.
+
+    Returns:
+      (B, M, 2 T) float32 at 100 Hz.
+    """
+    filters = _mel_filters(SAMPLE_RATE, WINDOW, num_mels, _WHISPER_RATE / 2)
+    # Both filter banks integrate to 1 over hertz. White noise of unit RMS has mean square 1 in each
+    # bin of `stft`; half of it is left at 16 kHz, where each bin holds the energy of the window.
+    width = SAMPLE_RATE / WINDOW * _WHISPER_FFT / _WHISPER_RATE
+    scale = 0.5 * np.sum(np.square(_hann(_WHISPER_FFT))) * width
+    return _whisper_scale(_apply_filters(powers(level), filters * np.float32(scale)))
 
 
 def log_mel_32k(
@@ -93,6 +114,13 @@ def decimate2(wave: jax.Array) -> jax.Array:
     return 0.5 * even + filtered[:, :size]
 
 
+def _whisper_scale(mel: jax.Array) -> jax.Array:
+    """Log of mel power (B, M, T), clamped to 80 dB below each row's peak, and Whisper's scale."""
+    log_mel = jnp.log10(jnp.maximum(mel, 1e-10))
+    peak = jnp.max(log_mel, axis=(1, 2), keepdims=True)
+    return (jnp.maximum(log_mel, jnp.broadcast_to(peak - 8.0, log_mel.shape)) + 4.0) / 4.0
+
+
 def _frame(wave: jax.Array, length: int, hop: int, num_frames: int) -> jax.Array:
     """Cuts (B, S) into overlapping (B, T, length)."""
     starts = hop * jnp.arange(num_frames)
@@ -116,11 +144,13 @@ def _hann(n_fft: int) -> np.ndarray:
 
 
 @lru_cache(maxsize=8)
-def _mel_filters(sample_rate: int, n_fft: int, num_mels: int) -> np.ndarray:
-    """Slaney's mel filters (M, n_fft / 2 + 1), float32."""
+def _mel_filters(
+    sample_rate: int, n_fft: int, num_mels: int, highest: float | None = None
+) -> np.ndarray:
+    """Slaney's mel filters (M, n_fft / 2 + 1) up to `highest` hertz, float32."""
     from librosa.filters import mel  # half a second: not for those who only import this module
 
-    return mel(sr=sample_rate, n_fft=n_fft, n_mels=num_mels)
+    return mel(sr=sample_rate, n_fft=n_fft, n_mels=num_mels, fmax=highest)
 
 
 @lru_cache(maxsize=1)

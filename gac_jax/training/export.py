@@ -13,7 +13,7 @@ from gac_jax import model_folder
 from gac_jax.data.summary import Summary
 from gac_jax.rates import FRAME_RATE
 from gac_jax.stages.task import Params
-from gac_jax.training.origin import Origin
+from gac_jax.training.origin import FEW_STEPS, Origin
 
 _CARD = """# {name}
 
@@ -80,7 +80,7 @@ def export(
     if "decoder" in params:
         record["decoder"] = config.decoder.to_dict()
         record["sampling"] = {k: config.sampling[k] for k in model_folder.SAMPLING}
-    if "meanflow" in stages:  # its guidance is learnt
+    if FEW_STEPS.intersection(stages):  # their guidance is learnt
         few = {"solver": "meanflow", "steps": config.meanflow.sampling_steps, "guidance": 1.0}
         record["decoder"]["interval"], record["sampling"] = True, {**record["sampling"], **few}
     text, storage = card(config, stages, params, corpus, origin), config.sampling.storage
@@ -115,7 +115,7 @@ def _training(config: ConfigDict, stages: Sequence[str], origin: Origin | None) 
     if origin:
         relation = "started from" if "understanding" in stages else "are"
         yield f"encoder and quantizer {relation} those of the model {origin.name}"
-        if stages[0] == "meanflow":
+        if stages[0] in FEW_STEPS:
             yield f"the decoder started from that of the model {origin.name}"
     if config.whisper:
         yield f"the semantic tower of the encoder started from {Path(config.whisper).name}"

@@ -12,6 +12,8 @@ from gac_jax.codec import Codec, find
 from gac_jax.errors import UserError
 from gac_jax.stages.task import Params
 
+FEW_STEPS = frozenset({"meanflow", "adversarial"})  # stages that begin with a decoder
+
 
 class Origin(NamedTuple):
     """What is taken over.
@@ -19,7 +21,7 @@ class Origin(NamedTuple):
     Attributes:
       name: of the model.
       fingerprint: of its codes.
-      params: {"encoder", "quantizer"}, and for the stage meanflow {"decoder", "spectrum"}; float32.
+      params: {"encoder", "quantizer"}, and for `FEW_STEPS` {"decoder", "spectrum"}; float32.
       stored: encoder and quantizer as stored, to be stored again if they stay as they are.
       steps: of the stages that made what is taken over.
     """
@@ -42,8 +44,9 @@ def adopt(config: ConfigDict, first: str) -> tuple[ConfigDict, Origin | None]:
       The configuration, with the sections of that model that are taken over; the model.
 
     Raises:
-      UserError: no such model, or it is damaged, or has no decoder for the stage meanflow to begin
-        with, or one that has been through it; `config.whisper` is set as well.
+      UserError: no such model, or it is damaged, or has no decoder for one of `FEW_STEPS` to begin
+        with, or one that has been through meanflow, which only adversarial takes; `config.whisper`
+        is set as well.
     """
     if not config.init_from:
         return config, None
@@ -54,20 +57,23 @@ def adopt(config: ConfigDict, first: str) -> tuple[ConfigDict, Origin | None]:
     config = config.copy_and_resolve_references()
     try:
         codec = Codec(record, {})
-        if first == "meanflow":
+        if first in FEW_STEPS:
             codec.require_decoder()
         expected = codec.abstract_params()
-        for part in (*model_folder.FINGERPRINTED, *(("decoder",) if first == "meanflow" else ())):
+        for part in (*model_folder.FINGERPRINTED, *(("decoder",) if first in FEW_STEPS else ())):
             config[part] = ConfigDict(record[part])
         name, fingerprint = str(record["name"]), bytes.fromhex(record["fingerprint"])
         steps = dict(record.get("steps", {}))
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{folder}: config.json does not describe a model ({error})") from error
     model_folder.check(folder, params, expected)
-    if first != "meanflow":
+    if first not in FEW_STEPS:
         params = {part: params[part] for part in model_folder.FINGERPRINTED}
         steps = {name: count for name, count in steps.items() if name == "understanding"}
-    elif config.decoder.get("interval"):
+    few = bool(config.decoder.get("interval"))
+    if few and first == "meanflow":
         raise UserError(f"{folder}: has been through meanflow; name the model that it was made of")
+    if not few and first == "adversarial":
+        raise UserError(f"{folder}: has not been through meanflow, which comes before adversarial")
     stored = model_folder.read_frozen(folder)
     return config, Origin(name, fingerprint, params, stored, steps)

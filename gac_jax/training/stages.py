@@ -30,6 +30,7 @@ from gac_jax.models.quantizer import QuantizerConfig
 from gac_jax.pretrained.whisper import load_whisper_encoder
 from gac_jax.rates import FRAME_SAMPLES
 from gac_jax.sharding import make_mesh
+from gac_jax.stages.adversarial import Adversarial, AdversarialConfig
 from gac_jax.stages.generation import Generation, GenerationConfig, band_statistics
 from gac_jax.stages.meanflow import MeanFlow, MeanFlowConfig, trainable
 from gac_jax.stages.task import Params, Task
@@ -43,7 +44,7 @@ from gac_jax.training.reader import OpenedReader, open_reader
 from gac_jax.training.state import TrainState
 from gac_jax.windows import MULTIPLE
 
-STAGES = ("understanding", "generation", "meanflow")
+STAGES = ("understanding", "generation", "meanflow", "adversarial")
 MATMUL_PRECISIONS = ("default", "bfloat16", "float32")
 OWN_FIELDS = ("batch_size", "crop_frames", "optimizer", "objective", "sampling_steps")
 # The other fields of a stage are of the loop.
@@ -106,6 +107,11 @@ def build_task(name: str, config: ConfigDict, opened: OpenedReader | None = None
     generation = Generation(objective, encoder, quantizer, DecoderConfig(**config.decoder))
     if name == "generation":
         return generation
+    if name == "adversarial":
+        objective = config.adversarial.objective.to_dict()
+        objective["weights"] = tuple(objective["weights"].items())
+        how = {"steps": config.meanflow.sampling_steps, "temperature": config.sampling.temperature}
+        return Adversarial(AdversarialConfig(**objective, **how), generation)
     weights = np.broadcast_to(config.sampling.guidance, quantizer.num_residual + 1)
     guidance = tuple(weights.tolist())
     return MeanFlow(MeanFlowConfig(**config.meanflow.objective, guidance=guidance), generation)
@@ -294,9 +300,11 @@ def _decoder_from(model: str, task: Task) -> Params:
 def _after(run: StageRun, trained: Params) -> StageRun:
     """The run of a stage, given what the stages before it have made."""
     run = dataclasses.replace(run, frozen={**run.frozen, **trained})
-    if run.task.name != "meanflow":
-        return run
-    return dataclasses.replace(run, start={"decoder": trainable(trained["decoder"])})
+    if run.task.name == "meanflow":
+        return dataclasses.replace(run, start={"decoder": trainable(trained["decoder"])})
+    if run.task.name == "adversarial":
+        return dataclasses.replace(run, start={"decoder": trained["decoder"]})
+    return run
 
 
 def _kept(stage: str, state: TrainState, trained: Params) -> Params:
@@ -305,5 +313,7 @@ def _kept(stage: str, state: TrainState, trained: Params) -> Params:
         return {k: state.ema[k] for k in model_folder.FINGERPRINTED}
     if stage == "meanflow":
         return {**trained, "decoder": {**trained["decoder"], **state.ema["decoder"]}}
+    if stage == "adversarial":
+        return {**trained, "decoder": state.ema["decoder"]}
     mean, scale = band_statistics(state.memory)
     return {**trained, **state.ema, "spectrum": {"mean": mean, "scale": scale}}

@@ -27,6 +27,7 @@ FROZEN = {
     "understanding": set(),
     "generation": {"encoder", "quantizer"},
     "meanflow": {"encoder", "quantizer", "decoder", "spectrum"},
+    "adversarial": {"encoder", "quantizer", "decoder", "spectrum"},
 }
 
 

@@ -53,13 +53,14 @@ def test_the_folder_has_what_a_codec_needs(tmp_path: Path) -> None:
     assert text == card(config, BOTH, PARAMS, CORPUS, None)
 
 
-def test_a_decoder_of_few_steps_is_used_as_one(tmp_path: Path) -> None:
-    config, stages = get_config(), (*BOTH, "meanflow")
+@pytest.mark.parametrize("last", ["meanflow", "adversarial"])
+def test_a_decoder_of_few_steps_is_used_as_one(tmp_path: Path, last: str) -> None:
+    config, stages = get_config(), (*BOTH, last)
     export(config, stages, PARAMS, CORPUS, tmp_path / "model", None)
     record, _ = model_folder.load(tmp_path / "model")
     assert record["decoder"] == {**config.decoder.to_dict(), "interval": True}
     few = {"steps": 2, "solver": "meanflow", "guidance": 1.0, "temperature": 1.0}
-    assert record["sampling"] == few and record["steps"]["meanflow"] == 4
+    assert record["sampling"] == few and record["steps"][last] == 4
 
 
 def test_a_tokenizer_computes_codes_as_the_decoder_will_hear_them(tmp_path: Path) -> None:

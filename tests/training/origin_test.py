@@ -10,6 +10,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from gac_jax import model_folder
+from gac_jax.codec import Codec
 from gac_jax.errors import UserError
 from gac_jax.training.origin import adopt
 from tests.config import get_config
@@ -67,6 +68,21 @@ def test_generation_starts_from_a_tokenizer_and_meanflow_does_not(config: Config
     assert origin is not None and origin.params.keys() == set(model_folder.FINGERPRINTED)
     with pytest.raises(UserError, match="^'random' only encodes"):
         adopt(config, "meanflow")
+
+
+def test_a_decoder_goes_through_meanflow_once_and_before_adversarial(config: ConfigDict) -> None:
+    with pytest.raises(UserError, match="has not been through meanflow"):
+        adopt(config, "adversarial")
+    folder = Path(config.init_from)
+    record, params = model_folder.load(folder)
+    record["decoder"]["interval"] = True
+    shapes = Codec(record, {}).abstract_params()
+    params["decoder"] = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes["decoder"])
+    model_folder.save(folder, record, params, "", "float32")
+    with pytest.raises(UserError, match="has been through meanflow"):
+        adopt(config, "meanflow")
+    adopted, origin = adopt(config, "adversarial")
+    assert adopted.decoder.interval and origin is not None and "decoder" in origin.params
 
 
 def test_two_sources_of_an_encoder_are_refused(config: ConfigDict) -> None:

@@ -115,7 +115,8 @@ def test_stopped_and_resumed_is_unbroken_in_every_stage(
     workdir, expected = unbroken
     logged: Logged = {}
     record(logged, monkeypatch)
-    for stage, step in (("understanding", 3), ("generation", 2), ("meanflow", 1)):
+    stops = (("understanding", 3), ("generation", 2), ("meanflow", 1), ("meanflow", 4))
+    for stage, step in (*stops, ("adversarial", 3)):
         with monkeypatch.context() as patch, pytest.raises(Interrupted) as stop:
             stop_after(3, patch)
             run(all_stages(), tmp_path)
@@ -137,7 +138,7 @@ def test_the_model_takes_a_clip_there_and_back(unbroken: tuple[Path, Logged]) ->
     assert codec.config["name"] == "smallest"
 
 
-def test_the_last_stage_makes_a_decoder_of_few_steps(unbroken: tuple[Path, Logged]) -> None:
+def test_the_last_stages_make_a_decoder_of_few_steps(unbroken: tuple[Path, Logged]) -> None:
     codec = gac_jax.load(unbroken[0] / "model")
     few = {"solver": "meanflow", "steps": 2, "guidance": 1.0, "temperature": 1.0}
     assert codec.config["sampling"] == few and codec.config["decoder"]["interval"]
@@ -147,14 +148,6 @@ def test_the_last_stage_makes_a_decoder_of_few_steps(unbroken: tuple[Path, Logge
     assert (at_once != codec.decode(tokens, steps=1, solver="euler")).any()
     with pytest.raises(UserError, match="guidance is part of what this model has learnt"):
         codec.decode(tokens, guidance=2.0)
-
-
-def test_a_decoder_goes_through_the_last_stage_once(
-    tmp_path: Path, unbroken: tuple[Path, Logged], config: ConfigDict
-) -> None:
-    config.update(stages=("meanflow",), init_from=str(unbroken[0] / "model"))
-    with pytest.raises(UserError, match="has been through meanflow"):
-        run(config, tmp_path)
 
 
 def test_a_decoder_is_trained_on_the_encoder_of_an_int8_model(
@@ -198,6 +191,8 @@ class Plan:
         ema = {k: v for k, v in ema.items() if (k == "decoder") == (run.task.name == "generation")}
         if run.task.name == "meanflow":
             ema = {"decoder": {"output": "that of meanflow"}}
+        if run.task.name == "adversarial":
+            ema = {"decoder": "that of adversarial", "critic": "not shipped"}
         return types.SimpleNamespace(
             ema=ema, memory=dict.fromkeys(("mean", "power"), np.ones(640, np.float32))
         )
@@ -357,6 +352,21 @@ def test_meanflow_alone_takes_another_model(
     assert_same(shipped, params)
 
 
+def test_adversarial_alone_goes_on_from_a_decoder_of_few_steps(
+    tmp_path: Path, unbroken: tuple[Path, Logged], plan: Plan, config: ConfigDict
+) -> None:
+    config.update(stages=("adversarial",), init_from=str(unbroken[0] / "model"))
+    config.meanflow.sampling_steps, config.sampling.temperature = 3, 0.5
+    run(config, tmp_path)
+    assert names(plan) == ["adversarial"]
+    params = model_folder.load(unbroken[0] / "model")[1]
+    assert_same(plan.runs[0].frozen, params)
+    assert_same(plan.runs[0].start, {"decoder": params["decoder"]})
+    settings = plan.runs[0].task.config
+    assert (settings.steps, settings.temperature) == (3, 0.5)  # as the model will be sampled
+    assert plan.exports[0][2] == {**plan.runs[0].frozen, "decoder": "that of adversarial"}
+
+
 def test_meanflow_alone_needs_a_decoder(tmp_path: Path, plan: Plan, config: ConfigDict) -> None:
     (tmp_path / "understanding" / "checkpoints" / "4").mkdir(parents=True)
     config.stages = ("meanflow",)
@@ -454,6 +464,7 @@ def put(path: str, value: Any) -> Callable[[ConfigDict], None]:
         ("understanding.objective.wieghts", 0.1, "wieghts"),
         ("understanding.objective.weights.mell", 0.1, "unknown loss terms .'mell'."),
         ("generation.objective.widht", 0.1, "widht"),
+        ("adversarial.objective.weights.mell", 0.1, "unknown loss terms .'mell'."),
         ("generation.steps", 0, "steps must be at least 1"),
         ("generation.crop_frames", 24, "generation.crop_frames 24 is no multiple of 16"),
         ("generation.batch_size", 12, "8 devices cannot share generation.batch_size 12"),
@@ -470,6 +481,7 @@ def put(path: str, value: Any) -> Callable[[ConfigDict], None]:
 def test_a_mistake_in_the_config_is_told_before_any_work(
     tmp_path: Path, plan: Plan, config: ConfigDict, path: str, value: Any, message: str
 ) -> None:
+    config.stages = stages.STAGES
     put(path, value)(config)
     with pytest.raises(UserError, match=message) as error:
         run(config, tmp_path)
