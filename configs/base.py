@@ -48,7 +48,7 @@ def get_config() -> ConfigDict:
     encoder.num_heads = 8
     encoder.num_mels = 80  # Whisper mel bands
     encoder.acoustic_width = 256  # channels of the acoustic tower
-    encoder.acoustic_depth = 4  # ConvNeXt blocks
+    encoder.acoustic_depth = 4  # ConvNeXt blocks; 0 leaves the cepstrum as it is
     encoder.acoustic_mels = 128  # mel bands up to 16 kHz
     encoder.acoustic_features = 64  # cepstral coefficients that the residual codebooks describe
     encoder.ripple_features = 64  # further ones, of the partials of voices

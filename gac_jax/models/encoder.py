@@ -37,7 +37,7 @@ class EncoderConfig:
       num_heads: attention heads.
       num_mels: Whisper mel bands, 80, or 128 for large-v3.
       acoustic_width: channels of the acoustic tower.
-      acoustic_depth: ConvNeXt blocks of the acoustic tower.
+      acoustic_depth: ConvNeXt blocks of the acoustic tower; 0 leaves the cepstrum as it is.
       acoustic_mels: mel bands up to 16 kHz.
       acoustic_features: cepstral coefficients of a code frame, which residual codebooks describe.
       ripple_features: further ones, of the partials of voices, which they describe as well.
@@ -151,6 +151,9 @@ class AcousticTower(nn.Module):
     def __call__(self, mel: jax.Array, valid: jax.Array) -> jax.Array:
         """Maps mel (B, 4 N, M) to (B, N, acoustic_features)."""
         config, dtype = self.config, jnp.dtype(self.config.dtype)
+        bare = cepstrum(mel, POOL, config.acoustic_features)
+        if not config.acoustic_depth:
+            return bare
         x = dense(config.acoustic_width, dtype=dtype, name="input")(mel.astype(dtype))
         for i in range(config.acoustic_depth):
             x = ConvNeXtBlock(dtype=dtype, name=f"block_{i}")(x, valid)
@@ -158,7 +161,7 @@ class AcousticTower(nn.Module):
         x = x.reshape(x.shape[0], x.shape[1] // POOL, POOL * config.acoustic_width)
         zeros = nn.initializers.zeros
         added = dense(config.acoustic_features, kernel_init=zeros, dtype=dtype, name="output")(x)
-        return cepstrum(mel, POOL, config.acoustic_features) + added.astype(jnp.float32)
+        return bare + added.astype(jnp.float32)
 
 
 def normalised_log_mel(wave: jax.Array, num_mels: int) -> jax.Array:

@@ -98,6 +98,16 @@ def test_the_acoustic_feature_starts_as_cepstrum_and_ripples(params: Any) -> Non
     )
 
 
+def test_without_blocks_nothing_is_added_to_the_cepstrum() -> None:
+    bare = Features(dataclasses.replace(ENCODER, acoustic_depth=0))
+    wave, frames = batch(rows=2)["wave"], jnp.asarray([4, 4])
+    params = drawn(bare.init, wave, frames)["params"]
+    assert params.keys() == {"semantic"}
+    found = jit(bare.apply)({"params": params}, wave, frames)[1][..., : ENCODER.acoustic_features]
+    mel = normalised_log_mel(wave, ENCODER.acoustic_mels)
+    np.testing.assert_allclose(found, cepstrum(mel, 4, ENCODER.acoustic_features), atol=1e-4)
+
+
 def test_padding_does_not_reach_the_acoustic_feature(params: Any) -> None:
     wave, frames = batch(rows=1)["wave"], jnp.asarray([2])
 
