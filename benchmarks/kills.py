@@ -77,6 +77,7 @@ def _shrink(config: ConfigDict) -> None:
     config.understanding.update(batch_size=2, crop_frames=4)
     for stage in STAGES[1:]:
         config[stage].batch_size = 2
+    config.adversarial.objective.critic_widths = (8, 16)
 
 
 def _start(workdir: Path, steps: int) -> multiprocessing.process.BaseProcess:
