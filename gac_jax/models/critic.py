@@ -1,7 +1,8 @@
 """The critic: tells spectra of audio from those that a decoder has made.
 
-Strided convolutions over time and frequency, whose outputs are scores of patches of 460 ms and 46
-bands (PatchGAN; Isola et al., 2017). It serves training alone and is in no model folder.
+Strided convolutions over time and frequency, whose outputs are scores of patches, with four layers
+of 460 ms and 46 bands (PatchGAN; Isola et al., 2017). It serves training alone and is in no model
+folder.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class Critic(nn.Module):
 
         Args:
           spectrum: (B, T, 640) standardised log magnitudes.
-          expected: (B, T, 640), their mean given the codes; likelihood alone is not enough.
+          expected: (B, T, 640), their mean given the codes: what sounds real may still be wrong.
 
         Returns:
           The output of each convolution, (B, T', F', C) each, and last the scores (B, T', F', 1).

@@ -49,7 +49,7 @@ def whisper_log_mel(wave: jax.Array, num_mels: int = 80) -> jax.Array:
 def whisper_log_mel_of(level: jax.Array, num_mels: int = 80) -> jax.Array:
     """What `whisper_log_mel` makes of audio whose log spectrum this is, as far as that tells.
 
-    Windows here are of 40 ms, 2.5 ms later, and Whisper's of 25 ms: what it hears is less sharp.
+    Windows here are of 40 ms, 5 ms later, and Whisper's of 25 ms: what it hears is less sharp.
 
     Args:
       level: (B, T, 640) from `gac_jax.signal.log_spectrum`.

@@ -5,13 +5,13 @@ is in doubt they make hoarse spectra, and vowels that are nearly right cost word
 samples as a receiver does, solver, steps and temperature included, and trains the decoder through
 all of it:
 
-    L = adversarial + matching * sum_l |C_l(X) - C_l(X')| + hearing * |H(X) - H(X')|^2 / var H(X)
-        + acoustic * |A(X) - A(X')|
+    L = adversarial * (C(X') - 1)^2 + matching * mean_l |C_l(X) - C_l(X')| / |C_l(X)|
+        + hearing * |H(X) - H(X')|^2 / var H(X) + acoustic * |A(X) - A(X')|
 
-X is the spectrum of the audio, X' the decoder's; C a critic that learns at the same time, by least
-squares (Mao et al., 2017), with outputs C_l of its layers (Larsen et al., 2016; in vocoders Kumar
-et al., 2019); H the semantic tower of the codec's own encoder, Whisper's where that was the start;
-A the cepstrum of the spectra of each code frame, and the ripples in it.
+X is the spectrum of the audio, X' the decoder's; C a critic that learns at the same time to tell
+1 from 0, by least squares (Mao et al., 2017), with outputs C_l of its layers (Larsen et al., 2016;
+in vocoders Kumar et al., 2019); H the semantic tower of the codec's own encoder, Whisper's where
+that was the start; A the cepstrum of the spectra of each code frame, and the ripples in it.
 """
 
 from __future__ import annotations
@@ -88,11 +88,6 @@ class Adversarial(Task):
             "decoder": init_decoder(self.decoder, width, keys[0]),
             "critic": self.critic.init(keys[1], blank, blank)["params"],
         }
-
-    def init_memory(self, params: Params) -> Params:
-        """Nothing is carried from step to step."""
-        del params
-        return {}
 
     def loss(
         self, params: Params, frozen: Params, memory: Params, batch: Batch, key: jax.Array

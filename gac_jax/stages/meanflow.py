@@ -74,11 +74,6 @@ class MeanFlow(Task):
         width = self.generation.quantizer.config.width
         return {"decoder": trainable(init_decoder(self.student, width, key))}
 
-    def init_memory(self, params: Params) -> Params:
-        """Nothing is carried from step to step."""
-        del params
-        return {}
-
     def loss(
         self, params: Params, frozen: Params, memory: Params, batch: Batch, key: jax.Array
     ) -> tuple[jax.Array, tuple[Metrics, Params]]:

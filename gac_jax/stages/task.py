@@ -26,8 +26,9 @@ class Task(Protocol):
         ...
 
     def init_memory(self, params: Params) -> Params:
-        """What the stage carries from step to step besides parameters (running statistics)."""
-        ...
+        """What the stage carries from step to step besides parameters; by default nothing."""
+        del params
+        return {}
 
     def loss(
         self, params: Params, frozen: Params, memory: Params, batch: Batch, key: jax.Array

@@ -324,9 +324,10 @@ def test_an_array_in_the_codecs_form_keeps_its_values(dtype: type) -> None:
         (np.zeros(5), 192_000, "no samples"),
         (np.array([0.0, np.nan]), 32_000, "NaN"),
         (np.array([np.inf, 0.0]), 32_000, "NaN"),
-        (np.zeros(9), 0.975, "from 1,000 Hz on, not 0.975"),
-        (np.zeros(9), math.nan, "sample rate"),
-        (np.zeros(9), math.inf, "sample rate"),
+        (np.zeros(9), 0, "a finite number from 1,000 Hz on, not 0"),
+        (np.zeros(9), 0.975, "a finite number from 1,000 Hz on, not 0.975"),
+        (np.zeros(9), math.nan, "a finite number from 1,000 Hz on, not nan"),
+        (np.zeros(9), math.inf, "a finite number from 1,000 Hz on, not inf"),
     ],
 )
 def test_arrays_that_are_no_audio_are_refused(wave: np.ndarray, rate: float, words: str) -> None:

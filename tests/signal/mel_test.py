@@ -4,7 +4,8 @@ import librosa
 import numpy as np
 import pytest
 
-from gac_jax.signal.mel import decimate2, log_mel_32k, whisper_log_mel
+from gac_jax.signal.log_spectrum import log_spectrum
+from gac_jax.signal.mel import decimate2, log_mel_32k, whisper_log_mel, whisper_log_mel_of
 
 
 def voice_like(rng: np.random.Generator, sample_rate: int, seconds: float) -> np.ndarray:
@@ -39,6 +40,24 @@ def test_whisper_features_are_the_published_ones(
     assert features.shape == (2, num_mels, samples // 160) and features.dtype == jnp.float32
     for row, expected in zip(features, wave, strict=True):
         np.testing.assert_allclose(row, published_whisper_mel(expected, num_mels), atol=1e-4)
+
+
+def test_a_log_spectrum_tells_what_whisper_hears(rng: np.random.Generator) -> None:
+    """Of steady audio, the level in each band; of a voice, all but what longer windows blur."""
+    steady = rng.standard_normal((1, 32_000)).astype(np.float32)
+    voice = voice_like(rng, 32_000, 1.0)[None]
+    for wave, least in ((steady, 0.0), (voice / voice.std(), 0.95)):
+        exact = np.asarray(whisper_log_mel(decimate2(jnp.asarray(wave))))
+        found = np.asarray(whisper_log_mel_of(log_spectrum(jnp.asarray(wave))))
+        assert found.shape == exact.shape
+        assert np.corrcoef(exact.ravel(), found.ravel())[0, 1] > least
+        np.testing.assert_allclose(found.mean(), exact.mean(), atol=0.05)  # 2 dB are 0.05
+
+
+def test_a_silent_log_spectrum_has_finite_gradients() -> None:
+    level = log_spectrum(jnp.zeros((1, 6400)))
+    gradient = jax.grad(lambda x: jnp.sum(whisper_log_mel_of(x)))(level)
+    assert np.isfinite(gradient).all()
 
 
 def test_whisper_features_of_silence() -> None:

@@ -90,7 +90,7 @@ def test_what_follows_a_row_does_not_count(gradients: Any) -> None:
     beyond = jnp.arange(rows["wave"].shape[1])[None] >= ends[:, None] + 1000  # clear of its windows
     assert beyond.any()
     loud = {**rows, "wave": jnp.where(beyond, 1.0, rows["wave"])}
-    values = [float(gradients((1.0, 1.0, 0.0, 1.0), given)[0]) for given in (rows, loud)]
+    values = [float(gradients((1.0, 1.0, 1.0, 1.0), given)[0]) for given in (rows, loud)]
     assert values[0] == pytest.approx(values[1], rel=1e-5)
 
 
