@@ -19,9 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
+from scipy.linalg import null_space
+from sklearn.cluster import KMeans
+from sklearn.metrics import pairwise_distances_argmin
 
 from configs import base
 from gac_jax import model_folder
@@ -36,13 +38,14 @@ _MODEL = flags.DEFINE_string("model", "mini", "The old model.")
 _ROOT = flags.DEFINE_string("root", None, "Corpus that it was trained on.", required=True)
 _PERCENT = flags.DEFINE_float("validation_percent", 8.0, "Of the corpus, which is left out.")
 _OUTPUT = flags.DEFINE_string("output", None, "Folder for the new model.", required=True)
-_PLACES = flags.DEFINE_list("places", ["3", "7"], "Of ripple codebooks, counted from 1.")
+_PLACES = flags.DEFINE_multi_integer(
+    "places", [3, 7], "Of a ripple codebook, counted from 1.", lower_bound=1, upper_bound=8
+)
 _CLIPS = flags.DEFINE_integer("clips", 1600, "To learn from.", 1)
 
 CROP = 64  # code frames
 AT_ONCE = 8  # crops
 ROUNDS = 30  # of k-means
-RARE = 0.1  # share of the mean use below which a code begins anew, but in the last rounds
 
 Params = dict[str, Any]
 
@@ -54,7 +57,7 @@ def main(_: list[str]) -> None:
     features, quantizer = Features(encoder), Quantizer(QuantizerConfig(**record["quantizer"]))
     residual = observe(features, quantizer, params)
     old = params["quantizer"]
-    places = [int(place) - 1 for place in _PLACES.value]
+    places = [place - 1 for place in _PLACES.value]
     ripples = slice(encoder.acoustic_features, None)
     books, described, left = with_ripples(old["residual_codes"], residual, places, ripples)
     directions = unused_directions(old, encoder.ripple_features)
@@ -111,48 +114,23 @@ def with_ripples(
     for place in range(len(old)):
         if place in places:
             book = np.zeros_like(old[0])
-            book[:, ripples] = k_means(rest[:, ripples], len(book))
+            means = KMeans(len(book), max_iter=ROUNDS, random_state=0).fit(rest[:, ripples])
+            book[:, ripples] = means.cluster_centers_
         else:
             book = np.array(next(others))
             book[:, ripples] *= place < min(places)
-        rest = rest - book[nearest(rest, book)]
+        rest = rest - book[pairwise_distances_argmin(rest, book)]
         books.append(book)
         power = np.mean(rest[:, ripples] ** 2) / np.mean(residual[:, ripples] ** 2)
         left.append(round(float(power), 3))
     return np.stack(books), residual - rest, left
 
 
-def k_means(points: np.ndarray, size: int) -> np.ndarray:
-    """Means (size, d) of the points (F, d) nearest to them."""
-    rng = np.random.default_rng(0)
-    means = points[rng.choice(len(points), size, replace=False)]
-    for i in range(ROUNDS):
-        codes = nearest(points, means)
-        counts, sums = np.bincount(codes, minlength=size), np.zeros_like(means)
-        np.add.at(sums, codes, points)
-        means = sums / np.maximum(counts, 1)[:, None].astype(np.float32)
-        rare = counts < (RARE * len(points) / size if i < ROUNDS - 5 else 1)
-        means[rare] = points[rng.choice(len(points), int(rare.sum()), replace=False)]
-    return means
-
-
-def nearest(points: np.ndarray, codebook: np.ndarray) -> np.ndarray:
-    """Codes (F,) of the points (F, d)."""
-    return np.asarray(_nearest(points, codebook))
-
-
-@jax.jit
-def _nearest(points: jax.Array, codebook: jax.Array) -> jax.Array:
-    power = jnp.sum(jnp.square(codebook), axis=1)
-    return jnp.argmin(power - 2.0 * points @ codebook.T, axis=1)
-
-
 def unused_directions(quantizer: Params, count: int) -> np.ndarray:
     """Unit vectors (count, width) at right angles to all embeddings that there have been."""
     out = quantizer["semantic_out"]
     rows = (quantizer["residual_out"]["kernel"], out["kernel"], out["bias"][None])
-    used = np.concatenate(rows)
-    return np.linalg.svd(used)[2][len(used) : len(used) + count]
+    return null_space(np.concatenate(rows)).T[:count]
 
 
 def ignore(layer: Params, directions: np.ndarray) -> None:
