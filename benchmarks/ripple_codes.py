@@ -34,7 +34,7 @@ from gac_jax.models.encoder import EncoderConfig, Features
 from gac_jax.models.quantizer import Quantizer, QuantizerConfig
 from gac_jax.rates import FRAME_SAMPLES
 
-_MODEL = flags.DEFINE_string("model", "mini", "The old model.")
+_MODEL = flags.DEFINE_string("model", None, "The old model.", required=True)
 _ROOT = flags.DEFINE_string("root", None, "Corpus that it was trained on.", required=True)
 _PERCENT = flags.DEFINE_float("validation_percent", 8.0, "Of the corpus, which is left out.")
 _OUTPUT = flags.DEFINE_string("output", None, "Folder for the new model.", required=True)
