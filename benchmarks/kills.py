@@ -72,7 +72,7 @@ def train(workdir: Path, steps: int, whole: bool, root: str) -> None:
 def _shrink(config: ConfigDict) -> None:
     small = {"width": 16, "depth": 1, "acoustic_width": 16, "acoustic_depth": 1}
     config.encoder.update(**small, acoustic_mels=16, acoustic_features=8, ripple_features=8)
-    config.quantizer.update(width=16, semantic_dim=8, residual_dim=16)
+    config.quantizer.update(width=16, semantic_dim=8, residual_dim=32, partials_dim=24)
     config.decoder.update(width=64, depth=2)
     config.understanding.update(batch_size=2, crop_frames=4)
     for stage in STAGES[1:]:

@@ -61,7 +61,7 @@ def get_config() -> ConfigDict:
     config.quantizer = quantizer = ConfigDict()  # see gac_jax.models.quantizer.QuantizerConfig
     quantizer.width = 256  # channels of a code embedding
     quantizer.semantic_dim = 12  # channels in which semantic codes are compared
-    quantizer.residual_dim = 128  # channels that residual codes approximate, those of the feature
+    quantizer.residual_dim = 144  # channels that residual codes approximate, those of the feature
     quantizer.temperature = 0.25  # softness of assignments in L_info, standard deviations
     quantizer.commitment = 0.25  # pull of semantic features towards codes
 

@@ -30,6 +30,8 @@ from gac_jax.signal.audio_io import AudioReader, to_mono_32k
 from gac_jax.signal.griffin_lim import griffin_lim
 from gac_jax.signal.log_spectrum import magnitudes
 from gac_jax.signal.loudness import block_levels, normalise, restored
+from gac_jax.signal.pitch import FEATURES, Pitch, from_features
+from gac_jax.signal.voicing import voiced
 from gac_jax.stages.generation import init_decoder
 from gac_jax.windows import Window, cut, join, plan
 
@@ -425,10 +427,19 @@ class Codec:
         standardised = flow.solve(velocity_fn, temperature * noise[..., :bins], times, solver)
         mean, scale = (params["spectrum"][name][None, None] for name in ("mean", "scale"))
         level = mean + scale * with_codes.spectrum(standardised)
+        level = voiced(level, self._pitch(params, codes, rate))
         first_phases = noise[..., bins:].reshape(codes.shape[0], -1)
         valid = jnp.arange(2 * length)[None] < frames[:, None] * (2 * SPECTRA_PER_FRAME)
         magnitude = jnp.where(valid[:, :, None], magnitudes(level), 0.0)
         return griffin_lim(magnitude, first_phases)
+
+    def _pitch(self, params: Any, codes: jax.Array, rate: jax.Array) -> Pitch:
+        """What codes (B, K, N) tell of the pitch of 8 N spectra; nothing where they were lost."""
+        partials = self._quantizer.apply(
+            {"params": params["quantizer"]}, jnp.maximum(codes, 0), rate, method="partials"
+        )
+        told = jnp.where(codes[:, 0, :, None] < 0, 0.0, partials[:, :, -FEATURES:])
+        return from_features(told)
 
 
 def _mask(lost: npt.ArrayLike, tokens: Tokens) -> np.ndarray:

@@ -1,6 +1,8 @@
 import dataclasses
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import soundfile
@@ -12,7 +14,9 @@ from gac_jax.codec import Codec
 from gac_jax.errors import UserError
 from gac_jax.rates import FRAME_SAMPLES, kbps
 from gac_jax.reconstruction import Reconstruction
+from gac_jax.signal.log_spectrum import log_spectrum, partials
 from gac_jax.signal.mel import log_mel_32k
+from gac_jax.signal.pitch import track
 
 WINDOW = 32  # of the tiny model
 EXAMPLES = Path(gac_jax.__file__).parent / "examples"
@@ -178,6 +182,35 @@ def test_windows_sound_like_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = mini.decode(tokens)
     assert log_mel_distance(whole, pieces) < 0.5
     assert log_mel_distance(whole, other_seed) > 2.0
+
+
+def test_voices_keep_their_pitch() -> None:
+    """With the model that ships: from the rate on whose codes tell it, partials are clear."""
+    mini = gac_jax.load("mini")
+    wave, _ = soundfile.read(EXAMPLES / "speech.flac", dtype="float32")
+    wave = wave[: wave.size // FRAME_SAMPLES * FRAME_SAMPLES]
+
+    def pitch(wave: np.ndarray) -> list[np.ndarray]:
+        level = partials(log_spectrum(jnp.asarray(wave / np.std(wave))[None]))
+        return [np.asarray(x)[0] for x in track(level, jnp.ones(level.shape[:2], bool))]
+
+    strength, octaves = pitch(wave)
+    clear = strength > 0.5
+    assert clear.mean() > 0.3
+    told, told_octaves = pitch(mini.decode(mini.encode(wave, kbps=0.575)))
+    assert (told[clear] > 0.5).mean() > 0.8
+    assert np.median(np.abs(told_octaves - octaves)[clear]) < 0.05
+    untold, _ = pitch(mini.decode(mini.encode(wave, kbps=0.375)))
+    assert (untold[clear] > 0.5).mean() < 0.1
+
+
+def test_what_was_lost_tells_no_pitch(codec: Codec) -> None:
+    codes = jnp.asarray(codec.encode(noise(12 * FRAME_SAMPLES)).codes)[None]
+    rate = jnp.asarray([8], jnp.int32)
+    run = jax.jit(lambda codes: codec._pitch(codec._params, codes, rate).strength)
+    assert run(codes).any()
+    strength = run(codes.at[:, 0, 4:8].set(-1))
+    assert not strength[:, 4 * 8 + 4 : 8 * 8 - 4].any() and strength.any()
 
 
 def log_mel_distance(a: np.ndarray, b: np.ndarray) -> float:

@@ -30,7 +30,13 @@ ENCODER = EncoderConfig(
     ripple_features=8,
 )
 QUANTIZER = QuantizerConfig(
-    width=16, semantic_size=64, semantic_dim=8, num_residual=8, residual_size=16, residual_dim=24
+    width=16,
+    semantic_size=64,
+    semantic_dim=8,
+    num_residual=8,
+    residual_size=16,
+    residual_dim=40,
+    partials_dim=24,
 )
 DECODER = DecoderConfig(width=32, depth=2, head_dim=16)
 LANGUAGE_MODEL = LanguageModelConfig(

@@ -2,9 +2,9 @@
 
 Two towers look at the same waveform. A Whisper-architecture Transformer on the 16 kHz log-mel
 gives semantic features; the cepstrum of the full-band 32 kHz log-mel, corrected by a light
-convolutional tower, and the ripples that partials of voices make in a finer spectrum are the
-acoustic feature, because deep speech-recognition features have lost the acoustics and a 16 kHz
-front end cannot see above 8 kHz.
+convolutional tower, the ripples that partials of voices make in a finer spectrum and their pitch
+are the acoustic feature, because deep speech-recognition features have lost the acoustics and a
+16 kHz front end cannot see above 8 kHz.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from gac_jax.models.layers import ConvNeXtBlock, attend, by_rows, dense, sinusoids
 from gac_jax.rates import FRAME_SAMPLES
+from gac_jax.signal import pitch
 from gac_jax.signal.cepstrum import cepstrum, ripples
 from gac_jax.signal.log_spectrum import log_spectrum, partials
 from gac_jax.signal.mel import decimate2, log_mel_32k, whisper_log_mel
@@ -76,7 +77,8 @@ class Features(nn.Module):
           num_frames: (B,) int32 valid code frames of each row.
 
         Returns:
-          semantic (B, N, 4 D) and acoustic (B, N, acoustic_features + ripple_features), float32.
+          semantic (B, N, 4 D) and acoustic (B, N, acoustic_features + ripple_features + 16), the
+          last 16 those of `gac_jax.signal.pitch`; float32.
         """
         frames = wave.shape[1] // FRAME_SAMPLES
         valid = jnp.arange(frames * POOL)[None] < num_frames[:, None] * POOL
@@ -84,11 +86,14 @@ class Features(nn.Module):
         semantic = self.semantic(mel, valid)
         envelope = self.acoustic(normalised_log_mel(wave, self.config.acoustic_mels), valid)
         # The natural log of power is twice that of amplitude.
-        fine = 2.0 * partials(log_spectrum(wave)) / LOG_MEL_STD
-        ripple = ripples(fine, fine.shape[1] // frames, self.config.ripple_features)
-        acoustic = jnp.concatenate([envelope, RIPPLE_WEIGHT * ripple], axis=-1)
+        level = partials(log_spectrum(wave))
+        spread = level.shape[1] // frames
+        ripple = ripples(2.0 * level / LOG_MEL_STD, spread, self.config.ripple_features)
+        heard = jnp.repeat(valid, spread // POOL, axis=1)
+        voice = pitch.to_features(pitch.track(level, heard), spread)
+        acoustic = [envelope, RIPPLE_WEIGHT * ripple, voice]
         pooled = semantic.reshape(wave.shape[0], frames, POOL * self.config.width)
-        return pooled.astype(jnp.float32), acoustic.astype(jnp.float32)
+        return pooled.astype(jnp.float32), jnp.concatenate(acoustic, -1).astype(jnp.float32)
 
 
 class WhisperEncoder(nn.Module):

@@ -3,8 +3,10 @@
 The semantic codebook is SimVQ (Zhu et al., 2024): a frozen random basis seen through a learned
 linear map, so that every code moves with every gradient and none dies. The residual codebooks
 (residual VQ, Zeghidour et al., 2021) describe the acoustic feature, one after the other, after
-the semantic code has explained what it can; they are running means (`gac_jax.models.kmeans`), which
-no gradient reaches, and pull no feature towards them: features that are easy to code say little.
+the semantic code has explained what it can; one of them tells of the partials of voices and of
+nothing else, for where both compete the envelope wins. They are running means
+(`gac_jax.models.kmeans`), which no gradient reaches, and pull no feature towards them: features
+that are easy to code say little.
 Gradients pass the semantic code by the rotation
 trick (Fifty et al., 2024), and all residual codes together straight through: a rotation in every
 layer of the chain multiplies up, and exploded in training.
@@ -34,6 +36,8 @@ class QuantizerConfig:
       num_residual: R residual codebooks.
       residual_size: codes of one residual codebook, 2^8.
       residual_dim: channels of the acoustic feature, which residual codes approximate.
+      partials_dim: the last of these, which tell of the partials of voices.
+      partials_place: of the residual codebook, counted from 0, that describes those alone.
       temperature: softness of the assignments that L_info sees, in standard deviations of a
         point's squared distances to all codes.
       commitment: weight of the pull of semantic features towards their codes, against that of codes
@@ -45,7 +49,9 @@ class QuantizerConfig:
     semantic_dim: int = 12
     num_residual: int = 8
     residual_size: int = 256
-    residual_dim: int = 128
+    residual_dim: int = 144
+    partials_dim: int = 80
+    partials_place: int = 2
     temperature: float = 0.25
     commitment: float = 0.25
 
@@ -76,8 +82,9 @@ class Quantized(NamedTuple):
       semantic: (B, N, C) embedding of the semantic code alone, differentiable.
       embedding: (B, N, C) with each row's residual codes, differentiable.
       loss: () codebook and commitment losses of the semantic codebook, and the share of the
-        acoustic feature's power that the semantic code does not explain.
-      residuals: (R, B, N, d) what each residual codebook had to describe; no gradient.
+        acoustic feature's power, partials aside, that the semantic code does not explain.
+      residuals: (R, B, N, d) what each residual codebook had to describe, 0 in channels that are
+        not its business; no gradient.
       semantic_usage: (semantic_size,) mean soft assignment.
       residual_usage: (R, residual_size) mean soft assignments.
       confidence: () see `Assignment`, of the semantic codebook.
@@ -108,17 +115,18 @@ class SemanticPoint(nn.Module):
 
 
 class Explained(nn.Module):
-    """What of the acoustic feature follows from the semantic codes around a frame."""
+    """What of the acoustic feature, partials aside, follows from the semantic codes around it."""
 
     config: QuantizerConfig
 
     @nn.compact
     def __call__(self, meaning: jax.Array, valid: jax.Array) -> jax.Array:
-        """Maps embeddings of semantic codes (B, N, C) to (B, N, residual_dim); 0 at the start."""
+        """Maps embeddings of semantic codes (B, N, C) to (B, N, d); 0 at the start."""
         x = ConvNeXtBlock(kernel_size=5, name="block")(meaning, valid)
         zeros = nn.initializers.zeros
         x = nn.LayerNorm(name="norm")(x)
-        return dense(self.config.residual_dim, kernel_init=zeros, name="output")(x)
+        described = self.config.residual_dim - self.config.partials_dim
+        return dense(described, kernel_init=zeros, name="output")(x)
 
 
 class Quantizer(nn.Module):
@@ -166,16 +174,20 @@ class Quantizer(nn.Module):
         first = assign(point, self._semantic_codes(), valid, config)
         meaning = self.semantic_out(jnp.where(exact, point, rotate(point, first.points)))
         explained = self.explained(jax.lax.stop_gradient(meaning), valid)
-        target = acoustic - jax.lax.stop_gradient(explained)
+        target = acoustic - jnp.pad(
+            jax.lax.stop_gradient(explained), ((0, 0), (0, 0), (0, config.partials_dim))
+        )
         # Learns by regression what of the acoustics follows from the meaning.
-        unexplained = _power(jax.lax.stop_gradient(acoustic) - explained, valid)
-        whole = _power(jax.lax.stop_gradient(acoustic), valid)
+        envelope = jax.lax.stop_gradient(acoustic[:, :, : explained.shape[2]])
+        unexplained, whole = _power(envelope - explained, valid), _power(envelope, valid)
 
-        def step(residual: jax.Array, codes: jax.Array) -> tuple[jax.Array, tuple]:
-            layer = assign(residual, codes, valid, config)
-            return residual - layer.points, (layer, residual)
+        def step(residual: jax.Array, book: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, tuple]:
+            codes, business = book
+            seen = residual * business
+            layer = assign(seen, codes, valid, config)
+            return residual - layer.points, (layer, seen)
 
-        codebooks = jax.lax.stop_gradient(self.residual_codes)
+        codebooks = (jax.lax.stop_gradient(self._books()), self._business())
         _, (rest, residuals) = jax.lax.scan(step, target, codebooks)
         described = _straight_through(target, rest.points, rate)
         some = (rate > 0).astype(target.dtype)[:, None, None]
@@ -206,9 +218,28 @@ class Quantizer(nn.Module):
           (B, N, C) float32.
         """
         meaning = self.semantic_out(self._semantic_codes()[codes[:, 0]])
+        return meaning + _sum_first(self.residual_out(self._points(codes)), rate)
+
+    def partials(self, codes: jax.Array, rate: jax.Array) -> jax.Array:
+        """What codes tell of partials, (B, N, partials_dim); 0 where rates are too low for them."""
+        return _sum_first(self._points(codes), rate)[:, :, -self.config.partials_dim :]
+
+    def _points(self, codes: jax.Array) -> jax.Array:
+        """(R, B, N, d) of codes (B, 1 + R, N)."""
         look_up = jax.vmap(lambda book, row: book[row], in_axes=(0, 1))
-        points = look_up(self.residual_codes, codes[:, 1:])
-        return meaning + _sum_first(self.residual_out(points), rate)
+        return look_up(self._books(), codes[:, 1:])
+
+    def _books(self) -> jax.Array:
+        """(R, K, d): the residual codebooks."""
+        return self.residual_codes * self._business()[:, 0]
+
+    def _business(self) -> jax.Array:
+        """(R, 1, 1, d): 1 in the channels that a residual codebook describes, 0 in the others."""
+        config = self.config
+        tells_partials = jnp.arange(config.num_residual) == config.partials_place
+        is_partial = jnp.arange(config.residual_dim) >= config.residual_dim - config.partials_dim
+        business = tells_partials[:, None] == is_partial[None]
+        return business.astype(jnp.float32)[:, None, None]
 
     def _semantic_codes(self) -> jax.Array:
         return _unit(self.basis_map(jax.lax.stop_gradient(self.basis)))

@@ -17,7 +17,7 @@ import numpy as np
 _TIME_COST, _QUEFRENCY_COST = 2.5, 0.1
 
 # Of single bins of 25 Hz up to 4 kHz: partials of voices from 90 to 330 Hz ripple at these orders.
-_LOWEST_RIPPLE = 24
+LOWEST_RIPPLE = 24
 
 
 def cepstrum(log_mel: jax.Array, frames: int, features: int) -> jax.Array:
@@ -44,7 +44,7 @@ def ripples(level: jax.Array, frames: int, features: int) -> jax.Array:
 
     Args:
       level: (B, N * frames, M) float32, natural log of power in bins of 25 Hz, M at least
-        `_LOWEST_RIPPLE` + F.
+        `LOWEST_RIPPLE` + F.
       frames: spectra in one patch.
       features: F.
 
@@ -53,7 +53,7 @@ def ripples(level: jax.Array, frames: int, features: int) -> jax.Array:
     """
     batch, length, bins = level.shape
     mean = jnp.mean(level.reshape(batch, length // frames, frames, bins), axis=2)
-    rows = _dct2(bins)[_LOWEST_RIPPLE : _LOWEST_RIPPLE + features] * np.sqrt(features / bins)
+    rows = dct2(bins)[LOWEST_RIPPLE : LOWEST_RIPPLE + features] * np.sqrt(features / bins)
     basis = rows.T.astype(np.float32)
     return jnp.einsum("bnm,mf->bnf", mean, basis, precision=jax.lax.Precision.HIGHEST)
 
@@ -64,11 +64,11 @@ def _basis(frames: int, mels: int, features: int) -> np.ndarray:
     time, quefrency = np.meshgrid(np.arange(frames), np.arange(mels), indexing="ij")
     cost = (1 + _TIME_COST * time) * (1 + _QUEFRENCY_COST * quefrency)
     order = np.argsort(cost.ravel(), kind="stable")[:features]
-    basis = np.kron(_dct2(frames), _dct2(mels))[order].T * np.sqrt(features / (frames * mels))
+    basis = np.kron(dct2(frames), dct2(mels))[order].T * np.sqrt(features / (frames * mels))
     return basis.astype(np.float32)
 
 
-def _dct2(size: int) -> np.ndarray:
+def dct2(size: int) -> np.ndarray:
     """The orthonormal DCT-II as rows."""
     angle = np.pi / size * np.outer(np.arange(size), np.arange(size) + 0.5)
     rows = np.sqrt(2 / size) * np.cos(angle)

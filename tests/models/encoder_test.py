@@ -16,6 +16,7 @@ from gac_jax.models.encoder import (
     normalised_log_mel,
 )
 from gac_jax.rates import FRAME_SAMPLES, SAMPLE_RATE
+from gac_jax.signal import pitch
 from gac_jax.signal.cepstrum import cepstrum, ripples
 from gac_jax.signal.log_spectrum import log_spectrum, partials
 from tests.tiny import ENCODER, batch, drawn, jit
@@ -35,7 +36,7 @@ def describe(params: Any, wave: jax.Array, frames: jax.Array) -> tuple[jax.Array
 def test_features_come_at_the_code_rate(params: Any) -> None:
     semantic, acoustic = describe(params, batch(rows=2)["wave"], jnp.asarray([4, 4]))
     assert semantic.shape == (2, 4, POOL * ENCODER.width)
-    features = ENCODER.acoustic_features + ENCODER.ripple_features
+    features = ENCODER.acoustic_features + ENCODER.ripple_features + pitch.FEATURES
     assert acoustic.shape == (2, 4, features)
     assert semantic.dtype == acoustic.dtype == jnp.float32
 
@@ -78,7 +79,7 @@ def test_padding_does_not_reach_the_whisper_tower(rng: np.random.Generator) -> N
     np.testing.assert_array_equal(reach, np.arange(20) < 6 * 2 + 1)
 
 
-def test_the_acoustic_feature_starts_as_cepstrum_and_ripples(params: Any) -> None:
+def test_the_acoustic_feature_starts_as_cepstrum_ripples_and_pitch(params: Any) -> None:
     tower = dict(params["acoustic"])
     tower["output"] = jax.tree.map(jnp.zeros_like, tower["output"])
     untrained = {**params, "acoustic": tower}
@@ -92,10 +93,13 @@ def test_the_acoustic_feature_starts_as_cepstrum_and_ripples(params: Any) -> Non
     )
     fine = partials(log_spectrum(wave)) * (2.0 / LOG_MEL_STD)
     np.testing.assert_allclose(
-        found[..., ENCODER.acoustic_features :],
+        found[..., ENCODER.acoustic_features : -pitch.FEATURES],
         RIPPLE_WEIGHT * ripples(fine, 8, ENCODER.ripple_features),
         atol=1e-4,
     )
+    level = partials(log_spectrum(wave))
+    voice = pitch.to_features(pitch.track(level, jnp.ones(level.shape[:2], bool)), 8)
+    np.testing.assert_allclose(found[..., -pitch.FEATURES :], voice, atol=1e-4)
 
 
 def test_without_blocks_nothing_is_added_to_the_cepstrum() -> None:

@@ -19,8 +19,16 @@ from gac_jax.stages.usage import information
 from tests.tiny import drawn, jit
 
 CONFIG = QuantizerConfig(
-    width=12, semantic_size=64, semantic_dim=6, num_residual=3, residual_size=16, residual_dim=10
+    width=12,
+    semantic_size=64,
+    semantic_dim=6,
+    num_residual=4,
+    residual_size=16,
+    residual_dim=10,
+    partials_dim=4,
+    partials_place=1,
 )
+BUSINESS = np.array([[1] * 6 + [0] * 4, [0] * 6 + [1] * 4, *[[1] * 6 + [0] * 4] * 2])
 FRAMES = jnp.asarray([9, 5], jnp.int32)
 RATE = jnp.asarray([1, 3], jnp.int32)
 VALID = jnp.arange(9)[None] < FRAMES[:, None]
@@ -51,6 +59,10 @@ def nearest(x: np.ndarray, codebook: np.ndarray) -> np.ndarray:
     return distance.argmin(axis=-1)
 
 
+def residual_books(params: Any) -> np.ndarray:
+    return np.asarray(params["params"]["residual_codes"]) * BUSINESS[:, None]
+
+
 def unit(x: Any) -> np.ndarray:
     return np.asarray(x) / np.linalg.norm(x, axis=-1, keepdims=True)
 
@@ -75,12 +87,13 @@ def test_every_code_is_the_nearest(params: Any, features: tuple[jax.Array, jax.A
     first = nearest(point, codebook)
     expected = [first]
     meaning = linear("semantic_out", codebook[first])
-    residual = acoustic - part(Explained(CONFIG), params, "explained", jnp.asarray(meaning))
-    for book in p["residual_codes"]:
-        expected.append(nearest(residual, book))
+    residual = acoustic.copy()
+    residual[..., :6] -= part(Explained(CONFIG), params, "explained", jnp.asarray(meaning))
+    for book, business in zip(residual_books(params), BUSINESS, strict=True):
+        expected.append(nearest(residual * business, book))
         residual = residual - book[expected[-1]]
     found = apply(params, *features, FRAMES, RATE).codes
-    assert found.shape == (2, 4, 9) and found.dtype == jnp.int32
+    assert found.shape == (2, 5, 9) and found.dtype == jnp.int32
     np.testing.assert_array_equal(found, np.stack(expected, axis=1))
     codes = apply(params, *features, FRAMES, method="codes")
     np.testing.assert_array_equal(codes, found)
@@ -114,7 +127,7 @@ def test_the_rate_is_a_prefix_of_the_residual_codebooks(
     params: Any, features: tuple[jax.Array, jax.Array]
 ) -> None:
     quantized = apply(params, *features, FRAMES, jnp.asarray([0, 2]))
-    books = np.asarray(params["params"]["residual_codes"])
+    books = residual_books(params)
     points = books[0][quantized.codes[1, 1]] + books[1][quantized.codes[1, 2]]
     detail = points @ np.asarray(params["params"]["residual_out"]["kernel"])
     np.testing.assert_allclose(quantized.embedding[0], quantized.semantic[0], atol=1e-5)
@@ -125,11 +138,27 @@ def test_residuals_are_what_each_codebook_had_to_describe(
     params: Any, features: tuple[jax.Array, jax.Array]
 ) -> None:
     quantized = apply(params, *features, FRAMES, RATE)
-    books = np.asarray(params["params"]["residual_codes"])
-    for i in range(CONFIG.num_residual - 1):
-        points = books[i][quantized.codes[:, 1 + i]]
-        expected = np.asarray(quantized.residuals[i]) - points
-        np.testing.assert_allclose(quantized.residuals[i + 1], expected, atol=1e-5)
+    books = residual_books(params)
+    partials, rest = np.asarray(quantized.residuals[1]), np.asarray(quantized.residuals[0])
+    np.testing.assert_allclose(partials[..., 6:], features[1][..., 6:], atol=1e-6)
+    assert not partials[..., :6].any()
+    for before, after in ((0, 2), (2, 3)):
+        rest = rest - books[before][quantized.codes[:, 1 + before]]
+        np.testing.assert_allclose(quantized.residuals[after], rest, atol=1e-5)
+
+
+def test_partials_are_told_by_one_codebook(
+    params: Any, features: tuple[jax.Array, jax.Array]
+) -> None:
+    codes = apply(params, *features, FRAMES, RATE).codes
+    told = apply(params, codes, jnp.asarray([1, 2]), method="partials")
+    books = residual_books(params)
+    assert not told[0].any()  # this rate ends before it
+    np.testing.assert_allclose(told[1], books[1][codes[1, 2]][:, 6:], atol=1e-6)
+    envelope = features[1].at[..., :6].add(1.0)
+    other = apply(params, features[0], envelope, FRAMES, RATE).codes
+    np.testing.assert_array_equal(other[:, 2], codes[:, 2])
+    assert (other[:, 3] != codes[:, 3]).any()
 
 
 def test_the_loss_is_that_of_the_semantic_code_and_of_what_it_explains(
@@ -141,7 +170,7 @@ def test_the_loss_is_that_of_the_semantic_code_and_of_what_it_explains(
     first = assigned(jnp.asarray(point), jnp.asarray(book), VALID, CONFIG)
     unexplained, whole = (
         float(masked_mean(jnp.sum(jnp.square(x), axis=-1), VALID))
-        for x in (quantized.residuals[0], features[1])
+        for x in (quantized.residuals[0], features[1][..., :6])
     )
     assert float(quantized.loss) == pytest.approx(
         float(first.error) + unexplained / whole, rel=1e-4

@@ -255,11 +255,16 @@ def test_the_feature_is_a_target_not_a_pupil(params: Any, rng: np.random.Generat
     assert not to_target.any() and to_pupil.any()
 
 
-def test_rows_beyond_their_length_do_not_count(params: Any, frozen: Any, full: Any) -> None:
-    task, longer = understanding(listens=True), batch()
-    longer["wave"] = jnp.pad(longer["wave"], ((0, 0), (0, 2 * FRAME_SAMPLES)))
-    loss, _ = jit(task.loss)(params, frozen, memory(params), longer, KEY)
-    assert float(loss) == pytest.approx(float(full[0]), rel=1e-3)
+def test_rows_beyond_their_length_do_not_count(params: Any, frozen: Any) -> None:
+    task = understanding(listens=True)
+
+    def loss(padding: int) -> float:
+        longer = batch()
+        longer["wave"] = jnp.pad(longer["wave"], ((0, 0), (0, padding * FRAME_SAMPLES)))
+        return float(jit(task.loss)(params, frozen, memory(params), longer, KEY)[0])
+
+    # From one on: without any, Whisper's log-mel mirrors the last samples.
+    assert loss(2) == pytest.approx(loss(4), rel=1e-3)
 
 
 def test_the_information_term_sees_the_remembered_usage(full: Any) -> None:

@@ -108,7 +108,9 @@ def change(folder: Path, **fields: Any) -> None:
         (lambda folder: change(folder, encoder=None), "does not describe a model"),
         (lambda folder: change(folder, encoder={"widht": 3}), "does not describe a model"),
         (
-            lambda folder: change(folder, quantizer={"width": 8, "residual_dim": 24}),
+            lambda folder: change(
+                folder, quantizer={"width": 8, "residual_dim": 40, "partials_dim": 24}
+            ),
             "weights do not fit config.json",
         ),
     ],
