@@ -60,7 +60,7 @@ def track(level: jax.Array, valid: jax.Array) -> Pitch:
     Returns:
       Of each spectrum; pitches are 1.5 % apart.
     """
-    pitches = np.arange(0, num_pitches(), STRIDE)
+    pitches = np.arange(0, len(combs()), STRIDE)
     weight = np.exp(-0.5 * hertz() / FADE)
     templates = combs()[pitches] * weight
     templates /= np.linalg.norm(templates, axis=1, keepdims=True)
@@ -104,9 +104,15 @@ def from_features(features: jax.Array) -> Pitch:
 
 def ripple(level: jax.Array) -> jax.Array:
     """Level (B, S, 160) without its envelope."""
-    basis = dct2(LINEAR_BANDS)[LOWEST_RIPPLE:]
-    projection = (basis.T @ basis).astype(np.float32)
+    projection = _without_envelope().astype(np.float32)
     return jnp.einsum("bsf,fg->bsg", level, projection, precision="highest")
+
+
+def comb(octaves: jax.Array) -> jax.Array:
+    """The ripple of equal partials, (B, S, 160), of pitches (B, S) as in `Pitch`."""
+    steps = (octaves - np.log2(LOWEST / REFERENCE)) * STEPS_PER_OCTAVE
+    nearest = jnp.clip(jnp.round(steps), 0, len(combs()) - 1).astype(jnp.int32)
+    return jnp.asarray(combs(), jnp.float32)[nearest]
 
 
 def hertz() -> np.ndarray:
@@ -114,15 +120,11 @@ def hertz() -> np.ndarray:
     return np.arange(1, LINEAR_BANDS + 1) * SAMPLE_RATE / WINDOW
 
 
-def num_pitches() -> int:
-    """Rows of `combs`."""
-    return int(np.log2(HIGHEST / LOWEST) * STEPS_PER_OCTAVE) + 1
-
-
 @lru_cache(maxsize=1)
 def combs() -> np.ndarray:
-    """(`num_pitches`, 160): log amplitude of equal partials, without its envelope."""
-    pitch = LOWEST * 2.0 ** (np.arange(num_pitches()) / STEPS_PER_OCTAVE)
+    """(P, 160): log amplitude of equal partials of P pitches, without its envelope."""
+    octaves = np.arange(0.0, np.log2(HIGHEST / LOWEST), 1 / STEPS_PER_OCTAVE)
+    pitch = LOWEST * 2.0**octaves
     bins = hertz()[None]
     nearest = np.maximum(1.0, np.round(bins / pitch[:, None]))
     amplitude = np.zeros((len(pitch), LINEAR_BANDS))
@@ -130,8 +132,14 @@ def combs() -> np.ndarray:
         order = nearest + offset
         lobe = _window_transform(bins - order * pitch[:, None])
         amplitude += np.where(order > 0, lobe, 0.0)
+    return np.log(amplitude + NOISE) @ _without_envelope()
+
+
+@lru_cache(maxsize=1)
+def _without_envelope() -> np.ndarray:
+    """(160, 160): the projection on the orders of ripples."""
     basis = dct2(LINEAR_BANDS)[LOWEST_RIPPLE:]
-    return (np.log(amplitude + NOISE) @ basis.T) @ basis
+    return basis.T @ basis
 
 
 def _window_transform(offset: np.ndarray) -> np.ndarray:

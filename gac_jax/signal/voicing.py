@@ -14,16 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gac_jax.signal.log_spectrum import BANDS, LINEAR_BANDS
-from gac_jax.signal.pitch import (
-    LOWEST,
-    REFERENCE,
-    STEPS_PER_OCTAVE,
-    Pitch,
-    combs,
-    hertz,
-    num_pitches,
-    ripple,
-)
+from gac_jax.signal.pitch import Pitch, comb, hertz, ripple
 
 DEPTH = 2.5  # of a clear voice's comb at 0 Hz
 UNSURE = 0.5  # strength of a voice that gets no comb; single notes in music reach it
@@ -44,23 +35,16 @@ def voiced(level: jax.Array, pitch: Pitch) -> jax.Array:
     """
     rows = level.reshape(level.shape[0], -1, BANDS)
     bins = rows[:, :, :LINEAR_BANDS]
-    comb = _comb(pitch.octaves)
+    partials = comb(pitch.octaves)
     sure = jnp.maximum(pitch.strength - UNSURE, 0.0)[:, :, None] / (1.0 - UNSURE)
     old = ripple(bins)
-    share = jnp.sum(old * comb, axis=-1, keepdims=True)
-    share = share / jnp.sum(jnp.square(comb), axis=-1, keepdims=True)
+    share = jnp.sum(old * partials, axis=-1, keepdims=True)
+    share = share / jnp.sum(jnp.square(partials), axis=-1, keepdims=True)
     depth = (DEPTH * np.exp(-hertz() / FADE)).astype(np.float32)[None, None]
-    change = depth * comb + KEPT * (old - share * comb) - old
+    change = depth * partials + KEPT * (old - share * partials) - old
     new = bins + sure * change
     new = new + 0.5 * (_log_power(bins) - _log_power(new))
     return jnp.concatenate([new, rows[:, :, LINEAR_BANDS:]], axis=-1).reshape(level.shape)
-
-
-def _comb(octaves: jax.Array) -> jax.Array:
-    """(B, S, 160) of octaves (B, S)."""
-    steps = (octaves - np.log2(LOWEST / REFERENCE)) * STEPS_PER_OCTAVE
-    nearest = jnp.clip(jnp.round(steps), 0, num_pitches() - 1).astype(jnp.int32)
-    return jnp.asarray(combs(), jnp.float32)[nearest]
 
 
 def _log_power(bins: jax.Array) -> jax.Array:
