@@ -82,6 +82,7 @@ def get_config() -> ConfigDict:
     sampling.solver = "euler"  # or "heun"
     sampling.guidance = 1.5  # classifier-free guidance weight; 1 is none; meanflow learns it
     sampling.temperature = 1.0  # deviation of the noise; below 1 is plainer and safer
+    sampling.contrast = 1.0  # of spectra above 4 kHz; more gives back what small decoders average
     sampling.storage = "float32"  # of shipped weights: float32, bfloat16 or int8
     return config
 

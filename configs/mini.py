@@ -23,7 +23,7 @@ def get_config() -> ConfigDict:
     config.matmul_precision = "bfloat16"  # two to three times as fast on recent processors
     config.quantizer.temperature = 0.12
     # Guidance measured no better; full noise costs words, see docs/decisions.md.
-    config.sampling.update(steps=8, guidance=1.0, temperature=0.36, storage="int8")
+    config.sampling.update(steps=8, guidance=1.0, temperature=0.36, contrast=2.0, storage="int8")
     stage = config.understanding
     stage.update(steps=350, batch_size=16, crop_frames=32, ema_decay=0.97)
     stage.update(log_every=25, eval_every=175, save_every=175)

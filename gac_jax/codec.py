@@ -27,6 +27,7 @@ from gac_jax.models.quantizer import Quantizer, QuantizerConfig
 from gac_jax.rates import FRAME_SAMPLES, SAMPLE_RATE, SPECTRA_PER_FRAME
 from gac_jax.sampling import Sampling, choose
 from gac_jax.signal.audio_io import AudioReader, to_mono_32k
+from gac_jax.signal.contrast import contrasted
 from gac_jax.signal.griffin_lim import griffin_lim
 from gac_jax.signal.log_spectrum import magnitudes
 from gac_jax.signal.loudness import block_levels, normalise, restored
@@ -275,6 +276,7 @@ class Codec:
             times=flow.time_grid(sampling.steps),
             guidance=jnp.array(sampling.guidance, jnp.float32),
             temperature=jnp.float32(sampling.temperature),
+            contrast=jnp.float32(sampling.contrast),
             solver=sampling.solver,
             guided=set(sampling.guidance) != {1.0},
         )
@@ -367,6 +369,7 @@ class Codec:
             flow.time_grid(sampling.steps),
             np.array(sampling.guidance, np.float32),
             np.float32(sampling.temperature),
+            np.float32(sampling.contrast),
             solver=sampling.solver,
             guided=set(sampling.guidance) != {1.0},
         )
@@ -390,6 +393,7 @@ class Codec:
         times: jax.Array,
         guidance: jax.Array,
         temperature: jax.Array,
+        contrast: jax.Array,
         solver: str,
         guided: bool,
     ) -> jax.Array:
@@ -427,9 +431,9 @@ class Codec:
         standardised = flow.solve(velocity_fn, temperature * noise[..., :bins], times, solver)
         mean, scale = (params["spectrum"][name][None, None] for name in ("mean", "scale"))
         level = mean + scale * with_codes.spectrum(standardised)
-        level = voiced(level, self._pitch(params, codes, rate))
-        first_phases = noise[..., bins:].reshape(codes.shape[0], -1)
         valid = jnp.arange(2 * length)[None] < frames[:, None] * (2 * SPECTRA_PER_FRAME)
+        level = voiced(contrasted(level, contrast), self._pitch(params, codes, rate), valid)
+        first_phases = noise[..., bins:].reshape(codes.shape[0], -1)
         magnitude = jnp.where(valid[:, :, None], magnitudes(level), 0.0)
         return griffin_lim(magnitude, first_phases)
 

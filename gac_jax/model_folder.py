@@ -24,7 +24,7 @@ from gac_jax.errors import UserError
 from gac_jax.storage import STORAGE, from_storage, to_storage
 
 FORMAT = 2
-SAMPLING = ("steps", "solver", "guidance", "temperature")  # what a decoder does unasked
+SAMPLING = ("steps", "solver", "guidance", "temperature", "contrast")  # what a decoder does unasked
 FINGERPRINTED = ("encoder", "quantizer")
 
 

@@ -19,6 +19,8 @@ class Sampling(NamedTuple):
       solver: 'euler', 'heun' or 'meanflow'.
       guidance: weights of classifier-free guidance at each number of residual codebooks; 1 is none.
       temperature: deviation of the noise; 1 samples what the model has learnt, 0 keeps to the mean.
+      contrast: of spectra above 4 kHz, see `gac_jax.signal.contrast`; how much of it a model lacks
+        is known from measurement, and it is not for users to choose.
       seed: of the noise, 0 .. 2^32 - 1.
     """
 
@@ -26,6 +28,7 @@ class Sampling(NamedTuple):
     solver: str
     guidance: tuple[float, ...]
     temperature: float
+    contrast: float
     seed: int
 
 
@@ -60,6 +63,7 @@ def choose(
         solver=default["solver"] if solver is None else solver,
         guidance=tuple(np.broadcast_to(weight, num_codebooks).tolist()),
         temperature=default["temperature"] if temperature is None else temperature,
+        contrast=default.get("contrast", 1.0),  # models from before have none
         seed=seed,
     )
     if not 1 <= sampling.steps <= 1000:
@@ -70,6 +74,8 @@ def choose(
         raise UserError(f"guidance must be 0 .. 20, not {weight}")
     if not 0.0 <= sampling.temperature <= 2.0:
         raise UserError(f"temperature must be 0 .. 2, not {sampling.temperature}")
+    if not 0.0 <= sampling.contrast <= 10.0:
+        raise UserError(f"contrast must be 0 .. 10, not {sampling.contrast}")
     if not 0 <= seed < 2**32:
         raise UserError(f"seed must be 0 .. 2^32 - 1, not {seed}")
     if sampling.solver == "meanflow" and not interval:

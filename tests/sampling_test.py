@@ -3,7 +3,7 @@ import pytest
 from gac_jax.errors import UserError
 from gac_jax.sampling import Sampling, choose
 
-DEFAULT = {"steps": 8, "solver": "euler", "guidance": 1.5, "temperature": 0.6}
+DEFAULT = {"steps": 8, "solver": "euler", "guidance": 1.5, "temperature": 0.6, "contrast": 2.0}
 
 
 def chosen(interval: bool = False, **asked: object) -> Sampling:
@@ -13,12 +13,17 @@ def chosen(interval: bool = False, **asked: object) -> Sampling:
 
 
 def test_what_is_not_asked_for_is_the_default() -> None:
-    assert chosen() == Sampling(8, "euler", (1.5, 1.5, 1.5), 0.6, 0)
+    assert chosen() == Sampling(8, "euler", (1.5, 1.5, 1.5), 0.6, 2.0, 0)
 
 
 def test_what_is_asked_for_is_taken() -> None:
     asked = {"seed": 3, "steps": 2, "solver": "heun", "guidance": 0.0, "temperature": 0.0}
-    assert chosen(**asked) == Sampling(2, "heun", (0.0, 0.0, 0.0), 0.0, 3)
+    assert chosen(**asked) == Sampling(2, "heun", (0.0, 0.0, 0.0), 0.0, 2.0, 3)
+
+
+def test_models_from_before_have_no_contrast() -> None:
+    default = {name: value for name, value in DEFAULT.items() if name != "contrast"}
+    assert choose(default, 3, False, 0, None, None, None, None).contrast == 1.0
 
 
 def test_guidance_may_differ_between_rates() -> None:

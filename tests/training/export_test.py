@@ -45,6 +45,7 @@ def test_the_folder_has_what_a_codec_needs(tmp_path: Path) -> None:
         "solver": "euler",
         "guidance": 1.5,
         "temperature": 1.0,
+        "contrast": 1.0,
     }
     assert record["name"] == "smallest"
     assert record["steps"] == {"understanding": 4, "generation": 4}
@@ -60,6 +61,7 @@ def test_a_decoder_of_few_steps_is_used_as_one(tmp_path: Path, last: str) -> Non
     record, _ = model_folder.load(tmp_path / "model")
     assert record["decoder"] == {**config.decoder.to_dict(), "interval": True}
     few = {"steps": 2, "solver": "meanflow", "guidance": 1.0, "temperature": 1.0}
+    few["contrast"] = 1.0
     assert record["sampling"] == few and record["steps"][last] == 4
 
 

@@ -140,7 +140,7 @@ def test_the_model_takes_a_clip_there_and_back(unbroken: tuple[Path, Logged]) ->
 
 def test_the_last_stages_make_a_decoder_of_few_steps(unbroken: tuple[Path, Logged]) -> None:
     codec = gac_jax.load(unbroken[0] / "model")
-    few = {"solver": "meanflow", "steps": 2, "guidance": 1.0, "temperature": 1.0}
+    few = {"solver": "meanflow", "steps": 2, "guidance": 1.0, "temperature": 1.0, "contrast": 1.0}
     assert codec.config["sampling"] == few and codec.config["decoder"]["interval"]
     tokens = codec.encode(wave())
     at_once = codec.decode(tokens, steps=1)
