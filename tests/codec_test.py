@@ -128,6 +128,15 @@ def test_each_knob_changes_the_audio(codec: Codec) -> None:
     assert not np.allclose(base, codec.decode(tokens.with_residuals(0)))
 
 
+def test_the_contrast_of_a_model_changes_the_audio(
+    codec: Codec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokens = codec.encode(noise(50_000))
+    base = codec.decode(tokens)
+    monkeypatch.setitem(codec.config["sampling"], "contrast", 3.0)
+    assert not np.allclose(base, codec.decode(tokens))
+
+
 @pytest.mark.parametrize("kbps", [0.175, 0.975])
 def test_a_low_temperature_is_not_quieter(kbps: float) -> None:
     """With the model that ships, which by itself is several dB quieter."""
