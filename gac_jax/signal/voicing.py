@@ -30,7 +30,7 @@ def voiced(level: jax.Array, pitch: Pitch, valid: jax.Array) -> jax.Array:
     Args:
       level: (B, T, 640) float32, see `gac_jax.signal.log_spectrum`.
       pitch: of 2 T spectra; those of a strength up to `UNSURE` stay as they are.
-      valid: (B, 2 T) bool; what others do not heed.
+      valid: (B, 2 T) bool; the rest is padding, of which nothing is taken in.
 
     Returns:
       (B, T, 640) float32.
