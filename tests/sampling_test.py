@@ -26,6 +26,13 @@ def test_models_from_before_have_no_contrast() -> None:
     assert choose(default, 3, False, 0, None, None, None, None).contrast == 1.0
 
 
+@pytest.mark.parametrize("contrast", [-1.0, 11.0, float("nan")])
+def test_contrast_out_of_range_is_refused(contrast: float) -> None:
+    default = {**DEFAULT, "contrast": contrast}
+    with pytest.raises(UserError, match="contrast must be 0 .. 10"):
+        choose(default, 3, False, 0, None, None, None, None)
+
+
 def test_guidance_may_differ_between_rates() -> None:
     default = {**DEFAULT, "guidance": [1.0, 1.5, 2.0]}
     assert choose(default, 3, False, 0, None, None, None, None).guidance == (1.0, 1.5, 2.0)
