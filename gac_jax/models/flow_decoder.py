@@ -23,12 +23,11 @@ from gac_jax.models.layers import (
     rotary,
     sinusoids,
 )
+from gac_jax.models.neighbours import Neighbours
 
 TIME_CHANNELS = 256
 LOG_DEVIATION_RANGE = (-2.0, 1.0)  # of spectra whose deviation over all audio is 1
 HALVES = 2  # spectra of half a frame each in the numbers of one, see `gac_jax.signal.log_spectrum`
-REACH = (3, 2)  # neighbours on either side that a number is estimated from: in time, in frequency
-TIME_POWERS = 4  # of t, in whose terms the neighbours' weights are written
 TIME_SCALE = 1000.0  # t in [0, 1] is stretched so that the fastest sinusoids resolve it
 
 
@@ -187,35 +186,6 @@ class Modulation(nn.Module):
         return jnp.split(affine(nn.silu(signal))[:, :, None], self.parts, axis=-1)
 
 
-class Neighbours(nn.Module):
-    """A linear filter over nearby numbers of a spectrum, whose weights are polynomials in t.
-
-    Windows that overlap make neighbours in time and frequency alike, the same way everywhere, and
-    the Wiener filter knows nothing of it; a network narrower than a spectrum cannot carry it. The
-    weights may differ between a few groups of bands, and are zero at first.
-    """
-
-    groups: int
-
-    @nn.compact
-    def __call__(self, x: jax.Array, t: jax.Array) -> jax.Array:
-        """Maps x (B, T, F) and t (B,) to (B, T, F)."""
-        times, bands = (2 * reach + 1 for reach in REACH)
-        shape = (TIME_POWERS, times, bands, self.groups)
-        weights = self.param("weights", nn.initializers.zeros, shape)
-        powers = t[:, None] ** jnp.arange(TIME_POWERS, dtype=t.dtype)[None]
-        kernel = jnp.einsum("bp,pijg->bijg", powers, weights)
-        grid = x.reshape(x.shape[0], HALVES * x.shape[1], x.shape[2] // HALVES)
-        kernel = jnp.repeat(kernel, grid.shape[2] // self.groups, axis=-1)
-        padded = jnp.pad(grid, ((0, 0), *((reach, reach) for reach in REACH)))
-        filtered = jnp.zeros_like(grid)
-        for i in range(times):
-            for j in range(bands):
-                moved = padded[:, i : i + grid.shape[1], j : j + grid.shape[2]]
-                filtered += kernel[:, None, i, j] * moved
-        return filtered.reshape(x.shape)
-
-
 class FlowDecoder(nn.Module):
     """Predicts X_1, the clean spectrum less what the codes imply, from X_t, t and the codes."""
 
@@ -243,7 +213,7 @@ class FlowDecoder(nn.Module):
         )(config)
         self.final_modulation = Modulation(2, config)
         self.output = dense(config.bins, kernel_init=nn.initializers.zeros)
-        self.neighbours = Neighbours(config.band_groups)
+        self.neighbours = Neighbours(config.band_groups, HALVES)
 
     def condition(
         self,

@@ -9,13 +9,7 @@ import pytest
 
 from gac_jax import flow
 from gac_jax.models.encoder import EncoderConfig, Features
-from gac_jax.models.flow_decoder import (
-    Condition,
-    DecoderConfig,
-    FlowDecoder,
-    Neighbours,
-    wiener,
-)
+from gac_jax.models.flow_decoder import Condition, DecoderConfig, FlowDecoder, wiener
 from gac_jax.stages.generation import init_decoder
 from tests.tiny import drawn, jit, predict
 
@@ -212,21 +206,6 @@ def test_standardising_is_inverted(params: Any, inputs: dict[str, jax.Array]) ->
     expected = (spectrum - told.mean) / jnp.exp(told.log_deviation)
     np.testing.assert_allclose(told.standardise(spectrum), expected, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(told.spectrum(expected), spectrum, atol=1e-5)
-
-
-def test_neighbours_are_weighted_by_polynomials_of_time(rng: np.random.Generator) -> None:
-    """Against loops over a grid of half frames by bands, (4, 6), whose two groups differ."""
-    weights = rng.standard_normal((4, 7, 5, 2)).astype(np.float32)
-    x, t = rng.standard_normal((1, 2, 12)).astype(np.float32), 0.3
-    grid, expected = x.reshape(4, 6), np.zeros((4, 6))
-    kernel = np.einsum("p,pijg->ijg", t ** np.arange(4.0), weights)
-    for row, band in np.ndindex(4, 6):
-        for i, j in np.ndindex(7, 5):
-            near = row + i - 3, band + j - 2
-            if 0 <= near[0] < 4 and 0 <= near[1] < 6:
-                expected[row, band] += kernel[i, j, band // 3] * grid[near]
-    found = Neighbours(groups=2).apply({"params": {"weights": weights}}, x, jnp.asarray([t]))
-    np.testing.assert_allclose(found, expected.reshape(1, 2, 12), atol=1e-4)
 
 
 def test_the_four_spectra_of_a_code_frame_are_told_apart(
