@@ -25,6 +25,7 @@ from gac_jax.errors import UserError
 from gac_jax.storage import from_storage
 
 PLATFORMS = ("cpu", "cuda", "tpu")
+_SENDERS = ("encoder.", "entropy_model.")  # parts that decoding codes takes no notice of
 
 
 def pack(
@@ -64,7 +65,7 @@ def pack(
     }
     chosen: dict[str, Any] = {k: v for k, v in given.items() if v is not None}
     stored = load_file(folder / "weights.safetensors")
-    weights = {name: array for name, array in stored.items() if not name.startswith("encoder.")}
+    weights = {name: array for name, array in stored.items() if not name.startswith(_SENDERS)}
     decode = sender.window_decoder(**chosen)
 
     def program(weights: dict[str, jax.Array], *inputs: jax.Array) -> jax.Array:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import dataclasses
 import operator
 from binascii import crc_hqx
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -22,12 +24,45 @@ FINGERPRINT_BYTES = 8
 CHUNK_FRAMES = 128  # 10.24 s: one loudness level and one check
 MAX_SAMPLES = 2**48 - 1  # 278 years
 
-# Offsets of the header's fields. The low half of the rate byte is k, the high half is reserved.
-_SAMPLES_AT, _RATE_AT, _CHECK_AT, _HEADER_BYTES = 12, 18, 19, 21
-_CHECK_BYTES = 2
+# Offsets of the header's fields. The low half of the rate byte is k, the high half the variant.
+_SAMPLES_AT, _RATE_AT, _CHECK_AT, HEADER_BYTES = 12, 18, 19, 21
+CHECK_BYTES = 2
 # From 0, CRC-16 would find a run of zero bytes (a hole in a disk image, say) to be in order.
 _CHECK_START = 0xFFFF
-_RETRY = "copy or download the file again"
+RETRY = "copy or download the file again"
+_COMPRESSED = 1  # variant: chunks hold codes under an entropy coder
+
+
+class Header(NamedTuple):
+    """What the first 21 bytes say.
+
+    Attributes:
+        num_samples: length of the audio at 32 kHz, at least 1.
+        num_residuals: number k of residual codebooks, 0 to 8.
+        compressed: whether chunks are as `gac_jax.compressed` reads them.
+        fingerprint: 8 bytes that name the encoder and quantiser.
+    """
+
+    num_samples: int
+    num_residuals: int
+    compressed: bool
+    fingerprint: bytes
+
+    @property
+    def num_frames(self) -> int:
+        """Number N of code frames."""
+        return rates.num_frames(self.num_samples)
+
+    @property
+    def duration(self) -> float:
+        """Length of the audio in seconds."""
+        return self.num_samples / rates.SAMPLE_RATE
+
+    def to_bytes(self) -> bytes:
+        """The header but for its check."""
+        head = MAGIC + bytes([VERSION]) + self.fingerprint
+        head += self.num_samples.to_bytes(_RATE_AT - _SAMPLES_AT, "little")
+        return head + bytes([self.num_residuals | _COMPRESSED * self.compressed << 4])
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -130,17 +165,24 @@ class Tokens:
 
     def to_bytes(self) -> bytes:
         """Returns the .gac file."""
-        head = MAGIC + bytes([VERSION]) + self.fingerprint
-        head += self.num_samples.to_bytes(_RATE_AT - _SAMPLES_AT, "little")
-        head += bytes([self.num_residuals])
-        check = crc_hqx(head, _CHECK_START)
-        parts = [head, _check_bytes(check)]
+        header = self.header()
+        check = start_check(header)
+        parts = [header.to_bytes(), check_bytes(check)]
+        for level, codes in self.chunks():
+            chunk = plain_chunk(level, codes)
+            check = crc_hqx(chunk, check)
+            parts += [chunk, check_bytes(check)]
+        return b"".join(parts)
+
+    def header(self, compressed: bool = False) -> Header:
+        """Returns the header of the file."""
+        return Header(self.num_samples, self.num_residuals, compressed, self.fingerprint)
+
+    def chunks(self) -> Iterator[tuple[int, npt.NDArray[np.int32]]]:
+        """Yields the level and the codes (1 + k, n) of each chunk."""
         for index, level in enumerate(self.levels.tolist()):
             start = index * CHUNK_FRAMES
-            chunk = bytes([level]) + _pack(self.codes[:, start : start + CHUNK_FRAMES])
-            check = crc_hqx(chunk, check)
-            parts += [chunk, _check_bytes(check)]
-        return b"".join(parts)
+            yield level, self.codes[:, start : start + CHUNK_FRAMES]
 
     @classmethod
     def from_bytes(cls, data: bytes | bytearray | memoryview) -> Tokens:
@@ -150,19 +192,25 @@ class Tokens:
             data: the whole file.
 
         Raises:
-            UserError: if it is not a .gac file, is truncated or damaged, or needs a newer program.
+            UserError: if it is not a .gac file, is truncated, damaged or compressed, or needs a
+                newer program.
         """
         data = bytes(data)
-        num_samples, num_residuals = _read_header(data)
+        header = read_header(data)
+        if header.compressed:
+            raise UserError(
+                "compressed, so that a model must read it: Codec.read, or python -m gac_jax.sample "
+                "--mode=decode"
+            )
+        num_samples, num_residuals = header.num_samples, header.num_residuals
         # Before anything is allocated: the header may promise terabytes.
         size = file_size(num_samples, num_residuals)
         if len(data) < size:
-            raise UserError(f"truncated: {len(data)} of {size} bytes; {_RETRY}")
+            raise UserError(f"truncated: {len(data)} of {size} bytes; {RETRY}")
         if len(data) > size:
-            raise UserError(f"too long: {len(data) - size} bytes after the end at {size}; {_RETRY}")
+            raise UserError(f"too long: {len(data) - size} bytes after the end at {size}; {RETRY}")
         codes, levels = _read_chunks(data, rates.num_frames(num_samples), num_residuals)
-        fingerprint = data[len(MAGIC) + 1 : _SAMPLES_AT]
-        return cls(codes, num_samples, levels, fingerprint)
+        return cls(codes, num_samples, levels, header.fingerprint)
 
 
 def file_size(num_samples: int, num_residuals: int) -> int:
@@ -173,12 +221,12 @@ def file_size(num_samples: int, num_residuals: int) -> int:
         num_residuals: number k of residual codebooks.
     """
     full, rest = divmod(rates.num_frames(num_samples), CHUNK_FRAMES)
-    size = _HEADER_BYTES + full * _chunk_size(CHUNK_FRAMES, num_residuals)
+    size = HEADER_BYTES + full * _chunk_size(CHUNK_FRAMES, num_residuals)
     return size + (_chunk_size(rest, num_residuals) if rest else 0)
 
 
 def _chunk_size(frames: int, num_residuals: int) -> int:
-    return 1 + _ceil_div(_num_bits(frames, num_residuals), 8) + _CHECK_BYTES
+    return 1 + _ceil_div(_num_bits(frames, num_residuals), 8) + CHECK_BYTES
 
 
 def _num_bits(frames: int, num_residuals: int) -> int:
@@ -189,8 +237,19 @@ def _ceil_div(number: int, by: int) -> int:
     return -(-number // by)
 
 
-def _check_bytes(check: int) -> bytes:
-    return check.to_bytes(_CHECK_BYTES, "little")
+def start_check(header: Header) -> int:
+    """Returns the running check after a header."""
+    return crc_hqx(header.to_bytes(), _CHECK_START)
+
+
+def check_bytes(check: int) -> bytes:
+    """Returns a check as it stands in files."""
+    return check.to_bytes(CHECK_BYTES, "little")
+
+
+def plain_chunk(level: int, codes: npt.NDArray[np.int32]) -> bytes:
+    """Returns the chunk of a level and codes (1 + k, n), without its check."""
+    return bytes([level]) + _pack(codes)
 
 
 def _frozen(values: npt.ArrayLike, dtype: npt.DTypeLike) -> npt.NDArray:
@@ -222,8 +281,8 @@ def _unpack(payload: bytes, frames: int, num_residuals: int) -> npt.NDArray[np.i
     return np.concatenate([first, np.packbits(residual).reshape(num_residuals, frames)])
 
 
-def _read_header(data: bytes) -> tuple[int, int]:
-    """Returns num_samples and k; UserError if this version cannot read what follows."""
+def read_header(data: bytes) -> Header:
+    """Reads the first bytes of a .gac file; UserError if this version cannot read what follows."""
     if data[: len(MAGIC)] != MAGIC:
         raise UserError("not a .gac file: it does not start with 'GAC'; choose another file")
     # The version comes first, because a later version may have another header.
@@ -232,13 +291,13 @@ def _read_header(data: bytes) -> tuple[int, int]:
         raise UserError(
             f"version {version} is newer than this program reads ({VERSION}); update gac_jax"
         )
-    if len(data) < _HEADER_BYTES:
-        raise UserError(f"truncated: {len(data)} of {_HEADER_BYTES} header bytes; {_RETRY}")
-    check = _check_bytes(crc_hqx(data[:_CHECK_AT], _CHECK_START))
-    if version < VERSION or data[_CHECK_AT:_HEADER_BYTES] != check:
-        raise UserError(f"header damaged: checksum mismatch; {_RETRY}")
-    num_residuals, reserved = data[_RATE_AT] & 0x0F, data[_RATE_AT] >> 4
-    if reserved or num_residuals > rates.MAX_RESIDUAL:
+    if len(data) < HEADER_BYTES:
+        raise UserError(f"truncated: {len(data)} of {HEADER_BYTES} header bytes; {RETRY}")
+    check = check_bytes(crc_hqx(data[:_CHECK_AT], _CHECK_START))
+    if version < VERSION or data[_CHECK_AT:HEADER_BYTES] != check:
+        raise UserError(f"header damaged: checksum mismatch; {RETRY}")
+    num_residuals, variant = data[_RATE_AT] & 0x0F, data[_RATE_AT] >> 4
+    if variant > _COMPRESSED or num_residuals > rates.MAX_RESIDUAL:
         raise UserError(
             f"rate byte 0x{data[_RATE_AT]:02x} has a meaning that this program does not know; "
             "update gac_jax"
@@ -246,7 +305,8 @@ def _read_header(data: bytes) -> tuple[int, int]:
     num_samples = int.from_bytes(data[_SAMPLES_AT:_RATE_AT], "little")
     if num_samples == 0:
         raise UserError("holds no audio: 0 samples; encode the audio again")
-    return num_samples, num_residuals
+    fingerprint = data[len(MAGIC) + 1 : _SAMPLES_AT]
+    return Header(num_samples, num_residuals, variant == _COMPRESSED, fingerprint)
 
 
 def _read_chunks(
@@ -255,19 +315,19 @@ def _read_chunks(
     """Returns codes (1 + k, N) and levels of a file whose header and size are right."""
     codes = np.empty((1 + num_residuals, frames), np.int32)
     levels = np.empty(_ceil_div(frames, CHUNK_FRAMES), np.uint8)
-    check = int.from_bytes(data[_CHECK_AT:_HEADER_BYTES], "little")
-    offset = _HEADER_BYTES
+    check = int.from_bytes(data[_CHECK_AT:HEADER_BYTES], "little")
+    offset = HEADER_BYTES
     for index in range(len(levels)):
         block = slice(index * CHUNK_FRAMES, min((index + 1) * CHUNK_FRAMES, frames))
         length = block.stop - block.start
         end = offset + _chunk_size(length, num_residuals)
-        chunk, stored = data[offset : end - _CHECK_BYTES], data[end - _CHECK_BYTES : end]
+        chunk, stored = data[offset : end - CHECK_BYTES], data[end - CHECK_BYTES : end]
         check = crc_hqx(chunk, check)
         place = f"chunk {index + 1} of {len(levels)} damaged"
-        if stored != _check_bytes(check):
-            raise UserError(f"{place}: checksum mismatch; {_RETRY}")
+        if stored != check_bytes(check):
+            raise UserError(f"{place}: checksum mismatch; {RETRY}")
         if chunk[-1] & ((1 << -_num_bits(length, num_residuals) % 8) - 1):
-            raise UserError(f"{place}: padding bits are not zero; {_RETRY}")
+            raise UserError(f"{place}: padding bits are not zero; {RETRY}")
         levels[index] = chunk[0]
         codes[:, block] = _unpack(chunk[1:], length, num_residuals)
         offset = end

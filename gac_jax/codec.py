@@ -9,7 +9,7 @@ same tokens and seed give the same audio, and memory does not grow with the leng
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,8 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
-from gac_jax import flow, model_folder, rates
-from gac_jax.bitstream import Tokens
+from gac_jax import compressed, entropy_coder, flow, model_folder, rates
+from gac_jax.bitstream import Header, Tokens, read_header
+from gac_jax.entropy_coder import EntropyCoder
 from gac_jax.errors import UserError
 from gac_jax.models.encoder import EncoderConfig, Features
 from gac_jax.models.flow_decoder import Condition, DecoderConfig, FlowDecoder
@@ -99,6 +100,7 @@ class Codec:
         self._quantizer = Quantizer(QuantizerConfig(**config["quantizer"]))
         decoder = config.get("decoder")
         self._flow = None if decoder is None else FlowDecoder(DecoderConfig(**decoder))
+        self._entropy_shapes = entropy_coder.shapes(config)
         self._params = jax.device_put(params)
         self.fingerprint = bytes.fromhex(config["fingerprint"])
         quantizer = self._quantizer.config
@@ -177,6 +179,35 @@ class Codec:
             Tokens(np.concatenate(_in_order(own), axis=1), samples, levels, self.fingerprint)
             for own, (levels, samples) in zip(parts, measured, strict=True)
         ]
+
+    def compress(self, tokens: Tokens) -> bytes:
+        """Writes a .gac file that is smaller than `tokens.to_bytes()`, and for this model alone.
+
+        It takes a millisecond or two of one CPU core for each frame.
+
+        Raises:
+          UserError: the model has no entropy model; tokens of another model.
+        """
+        self._check(tokens)
+        return compressed.to_bytes(tokens, self.entropy_coder)
+
+    def read(self, data: bytes | bytearray | memoryview) -> Tokens:
+        """Reads a .gac file, compressed or not.
+
+        Raises:
+          UserError: it is not a .gac file, or truncated or damaged; it is compressed, and not by
+            this model.
+        """
+        header = read_header(bytes(data))
+        if not header.compressed:
+            return Tokens.from_bytes(data)
+        self._check(header)
+        return compressed.from_bytes(bytes(data), self.entropy_coder)
+
+    @cached_property
+    def entropy_coder(self) -> EntropyCoder:
+        """What compresses; UserError if the model has no entropy model."""
+        return entropy_coder.of_model(self.config, self._params)
 
     def decode(
         self,
@@ -291,6 +322,9 @@ class Codec:
             features = self._features.apply(encoder, wave, frames)
             quantizer = self._quantizer.init(key, *features, frames, frames)
             params = {"encoder": encoder["params"], "quantizer": quantizer["params"]}
+            if self._entropy_shapes:
+                zeros = {k: jnp.zeros(shape) for k, shape in self._entropy_shapes.items()}
+                params[model_folder.ENTROPY_MODEL] = zeros
             if self._flow is None:
                 return params
             bins = self._flow.config.bins
@@ -302,7 +336,7 @@ class Codec:
 
         return jax.eval_shape(init)
 
-    def _check(self, tokens: Tokens) -> None:
+    def _check(self, tokens: Tokens | Header) -> None:
         if tokens.fingerprint != self.fingerprint:
             raise UserError(
                 f"these tokens were made by model {tokens.fingerprint.hex()}, but "

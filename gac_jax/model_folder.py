@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ from gac_jax.storage import STORAGE, from_storage, to_storage
 FORMAT = 2
 SAMPLING = ("steps", "solver", "guidance", "temperature", "contrast")  # what a decoder does unasked
 FINGERPRINTED = ("encoder", "quantizer")
+ENTROPY_MODEL = "entropy_model"  # of the codes; whole numbers, stored as such
+FROZEN = (*FINGERPRINTED, ENTROPY_MODEL)  # what models with the same codes have in common
 
 
 def save(
@@ -45,16 +48,50 @@ def save(
       card: text of README.md.
       storage: one of `STORAGE`.
       frozen: encoder and quantiser of another model, from `read_frozen`, to store instead of those
-        in `params`; if `config` describes them as that model's does, the fingerprint is its too.
+        in `params`, and its entropy model; if `config` describes them as that model's does, the
+        fingerprint is its too.
 
     Returns:
       The fingerprint, 8 bytes.
     """
     if storage not in STORAGE:
         raise ValueError(f"storage must be one of {STORAGE}, not {storage!r}")
-    tensors = to_storage(_flatten(params), storage)
+    learnt = {k: v for k, v in params.items() if k != ENTROPY_MODEL}
+    tensors = to_storage(_flatten(learnt), storage)
     if frozen:
-        tensors = {k: v for k, v in tensors.items() if not _is_fingerprinted(k)} | frozen
+        tensors = {k: v for k, v in tensors.items() if not _is_of(FROZEN, k)} | frozen
+    if not any(_is_of((ENTROPY_MODEL,), k) for k in tensors):
+        config = {k: v for k, v in config.items() if k != ENTROPY_MODEL}  # it was of other codes
+    return _write(folder, config, tensors, card)
+
+
+def with_entropy_model(
+    source: Path, target: Path, config: dict[str, Any], weights: dict[str, np.ndarray]
+) -> bytes:
+    """Writes a model once more, with an entropy model; all else stays bit for bit.
+
+    Args:
+      source: folder of the model.
+      target: where to.
+      config: of the entropy model, JSON-able.
+      weights: its whole numbers, int8, by name.
+
+    Returns:
+      The fingerprint, which is as it was.
+
+    Raises:
+      UserError: see `load`.
+    """
+    record, tensors = _read(source)
+    kept = {k: v for k, v in tensors.items() if not _is_of((ENTROPY_MODEL,), k)}
+    added = {f"{ENTROPY_MODEL}.{k}": np.ascontiguousarray(v, np.int8) for k, v in weights.items()}
+    card = (source / "README.md").read_text() if (source / "README.md").is_file() else ""
+    return _write(target, {**record, ENTROPY_MODEL: config}, kept | added, card)
+
+
+def _write(
+    folder: Path, config: dict[str, Any], tensors: dict[str, np.ndarray], card: str
+) -> bytes:
     fingerprint = _fingerprint(config, tensors)
     config = {"format": FORMAT, **config, "fingerprint": fingerprint.hex()}
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -85,11 +122,11 @@ def load(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def read_frozen(folder: Path) -> dict[str, np.ndarray]:
-    """Reads the tensors of encoder and quantiser bit for bit as they are stored.
+    """Reads the tensors of `FROZEN` bit for bit as they are stored.
 
     Rounded anew, the same weights would get another fingerprint. Raises as `load` does.
     """
-    return {k: v for k, v in _read(folder)[1].items() if _is_fingerprinted(k)}
+    return {k: v for k, v in _read(folder)[1].items() if _is_of(FROZEN, k)}
 
 
 def check(folder: Path, params: dict[str, Any], expected: dict[str, Any]) -> None:
@@ -134,11 +171,11 @@ def _fingerprint(config: dict[str, Any], tensors: dict[str, np.ndarray]) -> byte
     digest = hashlib.sha256()
     digest.update(json.dumps([config[k] for k in FINGERPRINTED], sort_keys=True).encode())
     for name in sorted(tensors):
-        if _is_fingerprinted(name):
+        if _is_of(FINGERPRINTED, name):
             digest.update(name.encode())
             digest.update(np.ascontiguousarray(tensors[name]).tobytes())
     return digest.digest()[:8]
 
 
-def _is_fingerprinted(name: str) -> bool:
-    return name.split(".")[0] in FINGERPRINTED
+def _is_of(parts: Sequence[str], name: str) -> bool:
+    return name.split(".")[0] in parts

@@ -10,13 +10,13 @@ import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
 from gac_jax import atomic, rates, spectrogram
-from gac_jax.bitstream import MAGIC, Tokens
+from gac_jax.bitstream import HEADER_BYTES, MAGIC, Header, Tokens, read_header
 from gac_jax.clock import CompileClock
 from gac_jax.codec import Codec
 from gac_jax.errors import UserError
@@ -43,6 +43,13 @@ class Decoded:
     clipped: int
 
 
+class _File(NamedTuple):
+    """Tokens, and in how many bytes they came or went."""
+
+    tokens: Tokens
+    bytes: int
+
+
 class Reconstruction:
     """Runs jobs through a codec.
 
@@ -51,7 +58,12 @@ class Reconstruction:
     """
 
     def __init__(
-        self, codec: Codec, mode: str, kbps: float | None, sampling: Mapping[str, Any]
+        self,
+        codec: Codec,
+        mode: str,
+        kbps: float | None,
+        sampling: Mapping[str, Any],
+        compress: bool = False,
     ) -> None:
         """Prepares a run.
 
@@ -60,13 +72,18 @@ class Reconstruction:
           mode: a key of `gac_jax.jobs.OUTPUTS`.
           kbps: rate; None is `DEFAULT_KBPS` or, when decoding, all that a file holds.
           sampling: seed, steps, solver, guidance and temperature as for `Codec.decode`.
+          compress: whether the .gac files that are written are compressed.
 
         Raises:
-          UserError: the model has no decoder, and the mode asks for one.
+          UserError: the model has no decoder, and the mode asks for one; or no entropy model, and
+            files are to be compressed.
         """
         if mode != "encode":
             codec.require_decoder()
+        if compress:
+            _ = codec.entropy_coder
         self._codec, self._mode, self._kbps, self._sampling = codec, mode, kbps, sampling
+        self._compress = compress
         self.clock = CompileClock()
 
     def run(self, jobs: Sequence[Job]) -> tuple[list[Row], dict[str, str]]:
@@ -99,7 +116,8 @@ class Reconstruction:
     def _process(self, group: list[Job], advance: Advance) -> list[Row]:
         encodes, decodes = self._mode != "decode", self._mode != "encode"
         start = self.clock.now()
-        tokens = self._encode(group, advance) if encodes else [self._read(job) for job in group]
+        files = self._encode(group, advance) if encodes else [self._read(job) for job in group]
+        tokens = [file.tokens for file in files]
         middle = self.clock.now()
         decoded = self._decode(group, tokens, advance) if decodes else []
         end = self.clock.now()
@@ -109,23 +127,26 @@ class Reconstruction:
         return [
             Row(
                 file=str(job.name),
-                seconds=clip.duration,
-                bytes=len(clip.to_bytes()),
+                seconds=file.tokens.duration,
+                bytes=file.bytes,
                 encode_rtf=(middle - start) / seconds if encodes else None,
                 decode_rtf=(end - middle) / seconds if decodes else None,
                 clipped=decoded[i].clipped if decodes else 0,
             )
-            for i, (job, clip) in enumerate(zip(group, tokens, strict=True))
+            for i, (job, file) in enumerate(zip(group, files, strict=True))
         ]
 
-    def _encode(self, group: list[Job], advance: Advance) -> list[Tokens]:
+    def _encode(self, group: list[Job], advance: Advance) -> list[_File]:
         """Writes the .gac files."""
         kbps = DEFAULT_KBPS if self._kbps is None else self._kbps
         streams = [_Watched(AudioReader(job.source), advance) for job in group]
         tokens = self._codec.encode_streams(streams, kbps)
+        files = []
         for job, clip in zip(group, tokens, strict=True):
-            atomic.write(job.output(".gac"), clip.to_bytes())
-        return tokens
+            data = self._codec.compress(clip) if self._compress else clip.to_bytes()
+            atomic.write(job.output(".gac"), data)
+            files.append(_File(clip, len(data)))
+        return files
 
     def _decode(self, group: list[Job], tokens: list[Tokens], advance: Advance) -> list[Decoded]:
         """Writes the .wav files; a file that is alone never is in memory as a whole."""
@@ -139,17 +160,19 @@ class Reconstruction:
             for job, clip, blocks in zip(group, tokens, streams, strict=True)
         ]
 
-    def _read(self, job: Job) -> Tokens:
-        tokens = read_tokens(job.source)
+    def _read(self, job: Job) -> _File:
+        data = read_gac(job.source)
+        tokens = self._codec.read(data)
         if self._kbps is None:
-            return tokens
-        return tokens.with_residuals(rates.residuals_for(self._kbps))
+            return _File(tokens, len(data))
+        fewer = tokens.with_residuals(rates.residuals_for(self._kbps))
+        return _File(fewer, len(fewer.to_bytes()))
 
     def _shape(self, job: Job) -> int:
         """See `groups`: clips longer than a window, and those with an error, are alone."""
         decodes = self._mode == "decode"
         try:
-            clip = read_tokens(job.source) if decodes else AudioReader(job.source)
+            clip = _read_header(job.source) if decodes else AudioReader(job.source)
         except (UserError, OSError):
             return 0
         if not clip.duration <= self._codec.config["window"] / rates.FRAME_RATE:
@@ -172,16 +195,16 @@ def groups(jobs: Sequence[Job], shape: Callable[[Job], int], size: int) -> Itera
         yield from (alike[i : i + step] for i in range(0, len(alike), step))
 
 
-def read_tokens(path: Path) -> Tokens:
-    """Reads a .gac file.
-
-    Raises:
-      UserError: see `Tokens.from_bytes`; the message does not name the file.
-    """
+def read_gac(path: Path) -> bytes:
+    """Reads a file to its end, unless it plainly is no .gac file; it may be a film."""
     with path.open("rb") as file:
         start = file.read(len(MAGIC))
-        # What is plainly another kind of file is not read to its end; it may be a film.
-        return Tokens.from_bytes(start + file.read() if start == MAGIC else start)
+        return start + file.read() if start == MAGIC else start
+
+
+def _read_header(path: Path) -> Header:
+    with path.open("rb") as file:
+        return read_header(file.read(HEADER_BYTES))
 
 
 def write_wave(path: Path, blocks: Iterable[np.ndarray]) -> Decoded:

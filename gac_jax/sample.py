@@ -41,6 +41,9 @@ _TEMPERATURE = flags.DEFINE_float(
 )
 _SEED = flags.DEFINE_integer("seed", 0, "Of the noise; same seed, same audio.", 0, 2**32 - 1)
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 1, "Windows computed at once.", 1, 4096)
+_COMPRESS = flags.DEFINE_bool(
+    "compress", False, "Write smaller .gac files, which only the model they are of can read."
+)
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace results that exist.")
 _JSON = flags.DEFINE_string("json", None, "File for the figures of the table.")
 
@@ -75,7 +78,7 @@ def main() -> None:
         guidance=_GUIDANCE.value,
         temperature=_TEMPERATURE.value,
     )
-    reconstruction = Reconstruction(codec, _MODE.value, _KBPS.value, sampling)
+    reconstruction = Reconstruction(codec, _MODE.value, _KBPS.value, sampling, _COMPRESS.value)
     rows, failures = reconstruction.run(work)
     startup = {"loading": loading, "compiling": reconstruction.clock.compiling}
     if rows:

@@ -186,7 +186,8 @@ FAULTS: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "newer": (lambda data: b"GAC\x02", r"version 2 is newer than this program reads \(1\); update"),
     "version 0": (lambda data: repaired(edited(data, 3, 0)), "header damaged"),
     "k of 9": (lambda data: repaired(edited(data, 18, 9)), "rate byte 0x09 .* update gac_jax"),
-    "reserved": (lambda data: repaired(edited(data, 18, 0x11)), "rate byte 0x11 .* update gac_jax"),
+    "reserved": (lambda data: repaired(edited(data, 18, 0x21)), "rate byte 0x21 .* update gac_jax"),
+    "compressed": (lambda data: repaired(edited(data, 18, 0x11)), "compressed, .* Codec.read, or"),
     "no samples": (lambda data: repaired(edited(data, 12, *bytes(6))), "no audio: 0 samples"),
     "header only": (lambda data: data[:21], "truncated: 21 of 33 bytes; copy or download"),
     "longer": (lambda data: data + b"\n", "too long: 1 bytes after the end at 33; copy"),
@@ -274,7 +275,7 @@ def test_fuzz(rng: np.random.Generator) -> None:
         try:
             tokens = Tokens.from_bytes(data)
         except UserError as error:
-            assert re.search(r"; (choose|copy|update|encode)|; update", str(error))
+            assert re.search(r"; (choose|copy|update|encode)|; update|Codec\.read", str(error))
         else:
             accepted += 1
             assert tokens.to_bytes() == data

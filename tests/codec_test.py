@@ -326,3 +326,32 @@ def test_without_a_decoder_it_only_encodes(codec: Codec, tiny_model: Path, tmp_p
     Reconstruction(tokenizer, "encode", None, {})
     with pytest.raises(UserError, match=refused):  # before anything is encoded
         Reconstruction(tokenizer, "roundtrip", None, {})
+
+
+def test_compressed_tokens_come_back(codec: Codec, compressing_model: Path) -> None:
+    able = gac_jax.load(compressing_model)
+    assert able.fingerprint == codec.fingerprint and "entropy_model" in able.num_parameters
+    for kbps_ in (0.175, 0.975):
+        tokens = able.encode(noise(150 * FRAME_SAMPLES), kbps=kbps_)
+        data = able.compress(tokens)
+        assert data != tokens.to_bytes() and able.read(data) == tokens
+        assert able.read(tokens.to_bytes()) == tokens and codec.read(tokens.to_bytes()) == tokens
+    with pytest.raises(UserError, match=r"Codec\.read"):
+        Tokens.from_bytes(data)
+    for do in (lambda: codec.compress(tokens), lambda: codec.read(data)):
+        with pytest.raises(UserError, match="'random' has no entropy model .*fit_entropy_model"):
+            do()
+    stranger = dataclasses.replace(tokens, fingerprint=bytes(8))
+    for do in (lambda: able.compress(stranger), lambda: able.read(data[:4] + bytes(8) + data[12:])):
+        with pytest.raises(UserError):
+            do()
+
+
+def test_the_bundled_model_sends_fewer_bits() -> None:
+    """In each of the bundled clips, at the rate that they are sent with unasked."""
+    codec = gac_jax.load()
+    for name in ("speech", "sound", "music"):
+        tokens = codec.encode_file(EXAMPLES / f"{name}.flac", 0.275)
+        data = codec.compress(tokens)
+        assert codec.read(data) == tokens
+        assert len(data) < 0.9 * len(tokens.to_bytes())

@@ -95,3 +95,13 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model") / "random"
     model_folder.save(folder, config, params, "# random weights\n", "float32")
     return folder
+
+
+@pytest.fixture(scope="session")
+def compressing_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same model with an entropy model."""
+    from tests import tiny
+
+    folder = tmp_path_factory.mktemp("model") / "compressing"
+    tiny.add_entropy_model(tiny_model, folder)
+    return folder

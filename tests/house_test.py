@@ -41,6 +41,7 @@ NAMES = (
     "listening",
     "data.pack",
     "tokenize",
+    "fit_entropy_model",
     "export",
     "restore",
     "dry_run",
@@ -79,6 +80,8 @@ IMPORTED_WITHOUT_JAX = (
     "gac_jax.errors",
     "gac_jax.rates",
     "gac_jax.bitstream",
+    "gac_jax.compressed",
+    "gac_jax.range_coder",
     "gac_jax.signal.audio_io",
     "gac_jax.signal.loudness",
 )

@@ -221,3 +221,35 @@ def test_a_failed_save_leaves_the_old_model_and_nothing_else(
         save(tmp_path / "model", params, comment=object())  # no JSON
     assert os.listdir(tmp_path) == ["model"]
     jax.tree.map(np.testing.assert_array_equal, model_folder.load(tmp_path / "model")[1], params)
+
+
+ENTROPY = {"input": np.array([[1, -127], [0, 5]], np.int8)}
+
+
+def test_an_entropy_model_joins_and_all_else_stays(tmp_path: Path, params: Any) -> None:
+    first = save(tmp_path / "old", params, "int8")
+    added = model_folder.with_entropy_model(tmp_path / "old", tmp_path / "new", {"a": 1}, ENTROPY)
+    assert added == first
+    (config, before), (other, after) = (model_folder.load(tmp_path / x) for x in ("old", "new"))
+    assert other == {**config, "entropy_model": {"a": 1}}
+    np.testing.assert_array_equal(after.pop("entropy_model")["input"], ENTROPY["input"])
+    jax.tree.map(np.testing.assert_array_equal, before, after)
+    assert (tmp_path / "new" / "README.md").read_text() == "# card\n"
+    again = {"input": -ENTROPY["input"]}
+    model_folder.with_entropy_model(tmp_path / "new", tmp_path / "new", {"a": 2}, again)
+    config, after = model_folder.load(tmp_path / "new")
+    assert config["entropy_model"] == {"a": 2} and after["entropy_model"]["input"][0, 0] == -1
+
+
+def test_an_entropy_model_goes_with_the_codes(tmp_path: Path, params: Any) -> None:
+    save(tmp_path / "old", params, "int8")
+    model_folder.with_entropy_model(tmp_path / "old", tmp_path / "old", {"a": 1}, ENTROPY)
+    frozen = model_folder.read_frozen(tmp_path / "old")
+    config, loaded = model_folder.load(tmp_path / "old")
+    model_folder.save(tmp_path / "kept", config, loaded, "", "int8", frozen)
+    config, kept = model_folder.load(tmp_path / "kept")
+    assert config["entropy_model"] == {"a": 1}
+    np.testing.assert_array_equal(kept["entropy_model"]["input"], ENTROPY["input"])
+    model_folder.save(tmp_path / "lost", config, loaded, "", "int8")  # codes of its own
+    config, lost = model_folder.load(tmp_path / "lost")
+    assert "entropy_model" not in config and "entropy_model" not in lost

@@ -238,3 +238,41 @@ def test_as_a_command(tiny_model: Path, clips: Path, tmp_path: Path) -> None:
     done = command(f"--model={tiny_model}")
     assert (done.returncode, done.stderr) == (0, "")
     assert tree(tmp_path / "gac_out") == {"talk.gac", "talk.wav", "talk.png"}
+
+
+def test_compressed_files_hold_the_same(
+    run: Run, compressing_model: Path, clips: Path, tmp_path: Path
+) -> None:
+    model = f"--model={compressing_model}"
+    encode = (model, "--mode=encode", "--input=in", "--kbps=0.475")
+    assert run(*encode, "--output=plain").code == 0
+    result = run(*encode, "--output=small", "--compress")
+    assert (result.code, result.err) == (0, "")
+    sizes = [(tmp_path / "small" / n).stat().st_size for n in ("songs/tune.gac", "talk.gac")]
+    assert [int(line.split()[2]) for line in result.out.splitlines()[1:3]] == sizes
+    decode = (model, "--mode=decode", "--batch_size=2")
+    told = [run(*decode, f"--input={f}", f"--output={f}") for f in ("plain", "small")]
+    assert [result.code for result in told] == [0, 0]
+    assert [int(line.split()[2]) for line in told[1].out.splitlines()[1:3]] == sizes
+    for name in ("songs/tune.wav", "talk.wav"):
+        plain, small = (tmp_path / folder / name for folder in ("plain", "small"))
+        assert plain.read_bytes() == small.read_bytes()
+    less = run(*decode, "--input=small", "--output=less", "--kbps=0.175")
+    assert less.code == 0 and (tmp_path / "less" / "talk.wav").stat().st_size > 80_000
+
+
+def test_compression_takes_a_model_that_can(
+    run: Run, compressing_model: Path, clips: Path, tmp_path: Path
+) -> None:
+    assert_refused(run("--input=in", "--compress"), "'random' has no entropy model to compress")
+    assert not list(tmp_path.glob("gac_out/*"))
+    model = f"--model={compressing_model}"
+    assert run(model, "--mode=encode", "--input=in", "--output=small", "--compress").code == 0
+    talk = tmp_path / "small" / "talk.gac"
+    refused = run("--mode=decode", f"--input={talk}")
+    assert_refused(refused, "has no entropy model to compress with, or to read what is compressed")
+    data = talk.read_bytes()
+    talk.write_bytes(data[:-5] + bytes([data[-5] ^ 1]) + data[-4:])
+    refused = run(model, "--mode=decode", f"--input={talk}", "--output=out")
+    assert_refused(refused, "damaged: checksum mismatch")
+    assert not list(tmp_path.glob("out/*"))

@@ -1,14 +1,19 @@
 """Both stages at a size that compiles in seconds; every dimension that is split divides by four."""
 
+import dataclasses
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gac_jax.model_folder import with_entropy_model
+from gac_jax.models import entropy_model
 from gac_jax.models.encoder import EncoderConfig
+from gac_jax.models.entropy_model import EntropyModelConfig
 from gac_jax.models.flow_decoder import DecoderConfig, FlowDecoder
 from gac_jax.models.language_model import LanguageModel, LanguageModelConfig
 from gac_jax.models.quantizer import QuantizerConfig
@@ -54,6 +59,22 @@ LANGUAGE_MODEL = LanguageModelConfig(
 )
 WEIGHTS = dict(text=0.5, alignment=0.5, mel=1.0, feature=1.0, codes=1.0, info=0.1, confidence=0.01)
 RATES = (0.2, 0.2, 0.2, 0.2, 0.2)
+
+
+def add_entropy_model(source: Path, target: Path) -> None:
+    """Gives a model that was made of `QUANTIZER` an entropy model that has learnt nothing."""
+    config = EntropyModelConfig(
+        width=8,
+        code_dim=8,
+        query_dim=8,
+        feature_width=8,
+        semantic_dim=QUANTIZER.semantic_dim,
+        residual_size=QUANTIZER.residual_size,
+    )
+    drawn = entropy_model.rounded(entropy_model.init(config, jax.random.key(0)))
+    weights = {name: np.asarray(x, np.int8) for name, x in drawn.items()}
+    with_entropy_model(source, target, dataclasses.asdict(config), weights)
+
 
 # Programs of this size run in no time however they are compiled; unoptimised they compile in half.
 jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})

@@ -77,6 +77,8 @@ def export(
         "window": config[last].crop_frames,  # longer audio is computed in windows of this
         "steps": steps if origin is None or frozen is None else {**origin.steps, **steps},
     }
+    if origin and frozen and origin.entropy_model:
+        record[model_folder.ENTROPY_MODEL] = origin.entropy_model
     if "decoder" in params:
         record["decoder"] = config.decoder.to_dict()
         record["sampling"] = {k: config.sampling[k] for k in model_folder.SAMPLING}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -22,8 +22,9 @@ class Origin(NamedTuple):
       name: of the model.
       fingerprint: of its codes.
       params: {"encoder", "quantizer"}, and for `FEW_STEPS` {"decoder", "spectrum"}; float32.
-      stored: encoder and quantizer as stored, to be stored again if they stay as they are.
+      stored: encoder, quantizer and entropy model as stored, to be stored again if they stay.
       steps: of the stages that made what is taken over.
+      entropy_model: configuration of the entropy model, if there is one.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Origin(NamedTuple):
     params: Params
     stored: dict[str, np.ndarray]
     steps: dict[str, int]
+    entropy_model: dict[str, Any] | None = None
 
 
 def adopt(config: ConfigDict, first: str) -> tuple[ConfigDict, Origin | None]:
@@ -67,6 +69,7 @@ def adopt(config: ConfigDict, first: str) -> tuple[ConfigDict, Origin | None]:
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{folder}: config.json does not describe a model ({error})") from error
     model_folder.check(folder, params, expected)
+    params.pop(model_folder.ENTROPY_MODEL, None)  # goes along as it is stored
     if first not in FEW_STEPS:
         params = {part: params[part] for part in model_folder.FINGERPRINTED}
         steps = {name: count for name, count in steps.items() if name == "understanding"}
@@ -76,4 +79,5 @@ def adopt(config: ConfigDict, first: str) -> tuple[ConfigDict, Origin | None]:
     if not few and first == "adversarial":
         raise UserError(f"{folder}: has not been through meanflow, which comes before adversarial")
     stored = model_folder.read_frozen(folder)
-    return config, Origin(name, fingerprint, params, stored, steps)
+    coder = record.get(model_folder.ENTROPY_MODEL)
+    return config, Origin(name, fingerprint, params, stored, steps, coder)

@@ -144,3 +144,15 @@ def test_the_card_names_other_models(tmp_path: Path) -> None:
     assert not any("older" in line for line in lines(config))
     config.whisper = "/models/whisper-tiny"
     assert "- the semantic tower of the encoder started from whisper-tiny" in lines(config)
+
+
+def test_an_entropy_model_stays_with_its_codes(tmp_path: Path) -> None:
+    origin = an_origin(tmp_path / "old")
+    stored = {**origin.stored, "entropy_model.input": np.array([[3, -4]], np.int8)}
+    origin = origin._replace(stored=stored, entropy_model={"width": 2})
+    export(get_config(), ("generation",), PARAMS, CORPUS, tmp_path / "new", origin)
+    record, params = model_folder.load(tmp_path / "new")
+    assert record["entropy_model"] == {"width": 2}
+    assert params["entropy_model"]["input"].tolist() == [[3, -4]]
+    export(get_config(), BOTH, PARAMS, CORPUS, tmp_path / "other", origin)  # codes of its own
+    assert "entropy_model" not in model_folder.load(tmp_path / "other")[0]

@@ -13,6 +13,7 @@ from gac_jax import model_folder
 from gac_jax.codec import Codec
 from gac_jax.errors import UserError
 from gac_jax.training.origin import adopt
+from tests import tiny
 from tests.config import get_config
 
 
@@ -121,3 +122,12 @@ def test_a_model_that_is_none_is_refused(
     damage(Path(config.init_from))
     with pytest.raises(UserError, match=f"^{config.init_from}.*{message}"):
         adopt(config, "understanding")
+
+
+def test_an_entropy_model_goes_along_as_it_is_stored(config: ConfigDict) -> None:
+    folder = Path(config.init_from)
+    tiny.add_entropy_model(folder, folder)
+    _, origin = adopt(config, "meanflow")
+    assert origin is not None and "entropy_model" not in origin.params
+    assert origin.entropy_model == model_folder.load(folder)[0]["entropy_model"]
+    assert origin.stored["entropy_model.input"].dtype == np.int8
