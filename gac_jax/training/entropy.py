@@ -129,8 +129,8 @@ def _progress(steps: int) -> Callable[[int, jax.Array], None]:
 
 
 def _described(domain: str, costs: dict[int, float]) -> str:
-    told = (f"{rates.kbps(k):.3f} kbps take {cost:.3f}" for k, cost in costs.items())
-    return f"{domain}, held out: {', '.join(told)}"
+    told = [f"{rates.kbps(k):.3f} kbps take {cost:.3f}" for k, cost in costs.items()]
+    return f"{domain}, held out: {', '.join(told) or 'less than 10.24 s, not measured'}"
 
 
 def price(
