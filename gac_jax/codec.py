@@ -183,7 +183,7 @@ class Codec:
     def compress(self, tokens: Tokens) -> bytes:
         """Writes a .gac file that is smaller than `tokens.to_bytes()`, and for this model alone.
 
-        It takes a millisecond or two of one CPU core for each frame.
+        It takes about a millisecond a frame, on the CPU.
 
         Raises:
           UserError: the model has no entropy model; tokens of another model.
