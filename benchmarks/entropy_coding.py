@@ -1,6 +1,6 @@
 """Measures what entropy coding saves, and what it costs in time.
 
-    python -m benchmarks.compression --tokens=TOKENS --validation_percent=8
+    python -m benchmarks.entropy_coding --tokens=TOKENS --validation_percent=8
 
 TOKENS is a token set of the model. Held-out clips, those of each domain apart, are written at
 every rate of the ladder, plain and compressed, and read again. Prints kbps of whole files and of
