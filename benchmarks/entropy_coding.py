@@ -3,12 +3,13 @@
     python -m benchmarks.entropy_coding --tokens=TOKENS --validation_percent=8
 
 TOKENS is a token set of the model. Held-out clips, those of each domain apart, are written at
-every rate of the ladder, plain and compressed, and read again. Prints kbps of whole files and of
-their codes alone, and seconds that it took for a second of audio.
+every rate of the ladder, plain and compressed, and read again. Prints JSON lines: kbps of whole
+files and of their codes alone, and seconds that it took for a second of audio.
 """
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Sequence
 
@@ -46,10 +47,17 @@ def main(_: list[str]) -> None:
             plain, files, codes, spent = measure(codec, cut)
             length = sum(tokens.duration for tokens in cut)
             seconds += [*spent, length]
-            kept = f"files {plain:.3f} -> {files:.3f}, codes {rates.kbps(k):.3f} -> {codes:.3f}"
-            print(f"{domain}, {len(cut)} clips of {length:.0f} s: {kept} kbps", flush=True)
+            kbps = {
+                "codes": rates.kbps(k),
+                "files": plain,
+                "compressed_codes": codes,
+                "compressed_files": files,
+            }
+            told = {name: round(value, 3) for name, value in kbps.items()}
+            about = {"domain": domain, "clips": len(cut), "seconds": round(length)}
+            print(json.dumps({**about, **told}), flush=True)
     write, read = seconds[:2] / seconds[2]
-    print(f"real-time factor: {write:.4f} to write, {read:.4f} to read")
+    print(json.dumps({"write_rtf": round(write, 4), "read_rtf": round(read, 4)}))
 
 
 def measure(
